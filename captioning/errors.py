@@ -1,0 +1,30 @@
+"""The one error a user sees: a sentence that names the key or file, the value and what is allowed."""
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Something the user can mend. Entry points print it alone and exit with code 2."""
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn a UserError into one line and exit code 2; `CAPTIONING_DEBUG=1` shows the traceback instead."""
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("CAPTIONING_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """` (did you mean X?) Allowed: A, B, C.` for the end of a message."""
+    options = sorted(allowed)
+    close = get_close_matches(word, options, n=1)
+    return (f" Did you mean {close[0]}?" if close else "") + f" Allowed: {', '.join(options)}."
