@@ -27,4 +27,5 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     """` (did you mean X?) Allowed: A, B, C.` for the end of a message."""
     options = sorted(allowed)
     close = get_close_matches(word, options, n=1)
-    return (f" Did you mean {close[0]}?" if close else "") + f" Allowed: {', '.join(options)}."
+    shown = options if len(options) <= 30 else [*get_close_matches(word, options, n=10, cutoff=0.3), "..."]
+    return (f" Did you mean {close[0]}?" if close else "") + f" Allowed: {', '.join(shown)}."

@@ -1,0 +1,126 @@
+"""Batches for training and for evaluation. Whether images or cached features fill them, the source decides."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from captioning.data.images import read_image
+from captioning.data.records import Record
+from captioning.data.sampler import batches
+from captioning.data.transforms import Transform
+from captioning.data.vocabulary import Vocabulary
+from captioning.randomness import generator_for
+
+
+class Batch(NamedTuple):
+    images: Any  # what the encoder takes: (B, 3, h, w), or features from a cache
+    tokens: Tensor  # (B, T): <bos> words <eos>, then <pad>
+    image_ids: list[str]
+
+
+class References(NamedTuple):
+    """Images of an evaluation, each once, with all their captions."""
+
+    images: Any  # (B, ...)
+    tokens: Tensor  # (C, T), the captions of all images in one tensor
+    owner: Tensor  # (C,) the row of the image that a caption belongs to
+    image_ids: list[str]
+
+
+class Source(Protocol):
+    """Gives the encoder's input of these records. `positions` is set in training: augmentation is a function of it."""
+
+    in_process: bool  # reading is so cheap that worker processes would only slow it down
+
+    def load(self, records: Sequence[Record], positions: Sequence[tuple] | None) -> Any: ...
+
+
+class ImageSource:
+    """Pictures, read and transformed when they are needed."""
+
+    in_process = False
+
+    def __init__(self, transform: Transform):
+        self.transform = transform
+
+    def load(self, records: Sequence[Record], positions: Sequence[tuple] | None) -> Tensor:
+        generators = [generator_for("augment", *position) for position in positions] if positions else [None] * len(records)
+        pictures = {record.path: read_image(record.path) for record in records}  # a batch may show one image several times
+        return torch.stack([self.transform(pictures[record.path], its) for record, its in zip(records, generators)])
+
+
+def padded(captions: Sequence[Sequence[int]]) -> Tensor:
+    """(B, T), filled up with <pad>."""
+    tokens = torch.full((len(captions), max(map(len, captions))), Vocabulary.pad)
+    for row, caption in enumerate(captions):
+        tokens[row, : len(caption)] = torch.tensor(caption)
+    return tokens
+
+
+class TrainingCaptions(Dataset):
+    """Every caption of every record is one item; its key is (seed, epoch, number of the caption)."""
+
+    def __init__(self, records: Sequence[Record], vocabulary: Vocabulary, max_length: int, source: Source):
+        self.source = source
+        self.items = [(record, vocabulary.encode(caption, max_length)) for record in records for caption in record.captions]
+        self.lengths = [len(tokens) for _, tokens in self.items]
+
+    def __getitems__(self, keys: Sequence[tuple[int, int, int]]) -> Batch:
+        records, captions = zip(*(self.items[index] for _, _, index in keys))
+        return Batch(self.source.load(records, keys), padded(captions), [record.image_id for record in records])
+
+
+class TrainingBatches:
+    """The batches of an epoch from any position on: what a resumed run asks for."""
+
+    def __init__(self, captions: TrainingCaptions, batch_size: int, *, seed: int, workers: int, rank: int = 0, world: int = 1):
+        self.captions, self.batch_size, self.workers = captions, batch_size, workers
+        self.seed, self.rank, self.world = seed, rank, world
+
+    def order(self, epoch: int) -> list[list[int]]:
+        return batches(
+            self.captions.lengths, self.batch_size, seed=self.seed, epoch=epoch, rank=self.rank, world=self.world
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        keys = [[(self.seed, epoch, index) for index in batch] for batch in self.order(epoch)[start:]]
+        return iter(loader(self.captions, keys, self.workers))
+
+
+class ReferenceImages(Dataset):
+    """Every record is one item: an evaluation visits each image once, not once a caption."""
+
+    def __init__(self, records: Sequence[Record], vocabulary: Vocabulary, max_length: int, source: Source):
+        self.records, self.vocabulary, self.max_length, self.source = records, vocabulary, max_length, source
+
+    def __getitems__(self, rows: Sequence[int]) -> References:
+        records = [self.records[row] for row in rows]
+        captions = [self.vocabulary.encode(text, self.max_length) for record in records for text in record.captions]
+        owner = torch.tensor([row for row, record in enumerate(records) for _ in record.captions])
+        return References(self.source.load(records, None), padded(captions), owner, [record.image_id for record in records])
+
+
+class ReferenceBatches:
+    def __init__(self, images: ReferenceImages, batch_size: int, *, workers: int, rank: int = 0, world: int = 1):
+        self.images, self.workers = images, workers
+        rows = range(rank, len(images.records), world)
+        self.rows = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+
+    def __iter__(self) -> Iterator[References]:
+        return iter(loader(self.images, self.rows, self.workers))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def loader(items: Any, keys: Sequence[Sequence], workers: int) -> DataLoader:
+    return DataLoader(
+        items,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=0 if items.source.in_process else workers,
+        collate_fn=lambda batch: batch,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,160 @@
+"""A data set that draws itself: coloured shapes with five references each. No download; a caption is right or wrong at a glance.
+
+Some pairs of colour and shape (`a purple star`) appear in the validation or the test split alone, so that a good score
+means that colour and shape were understood apart, not that pictures were remembered.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw
+
+from captioning.data.annotations import table
+from captioning.data.records import Splits
+from captioning.kinds import Count
+from captioning.randomness import seed_for
+
+COLOURS = {
+    "red": (214, 40, 40),
+    "green": (52, 160, 70),
+    "blue": (40, 90, 210),
+    "yellow": (245, 205, 50),
+    "purple": (130, 60, 170),
+    "orange": (245, 130, 30),
+}
+CORNERS = {  # on a unit circle around the centre, y downwards
+    "square": ((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
+    "triangle": ((0.0, -1.0), (0.95, 0.75), (-0.95, 0.75)),
+    "diamond": ((0.0, -1.0), (0.7, 0.0), (0.0, 1.0), (-0.7, 0.0)),
+    "cross": ((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3),
+              (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
+}  # fmt: skip
+SHAPES = ("circle", *CORNERS)
+SIZES = {"small": 0.085, "large": 0.17}  # radius, as a share of the picture's side
+PLACES = {
+    "on the left": (0.22, 0.5),
+    "on the right": (0.78, 0.5),
+    "at the top": (0.5, 0.22),
+    "at the bottom": (0.5, 0.78),
+    "in the middle": (0.5, 0.5),
+}
+RELATIONS = {  # the first object relative to the second: the same said the other way round, and the direction
+    "above": ("below", (0, -1)),
+    "below": ("above", (0, 1)),
+    "to the left of": ("to the right of", (-1, 0)),
+    "to the right of": ("to the left of", (1, 0)),
+}
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+PAIRS = [(colour, shape) for colour in COLOURS for shape in SHAPES]
+
+
+def held_out(split: str) -> list[tuple[str, str]]:
+    """The pairs of colour and shape that only this split shows; for `train`, the pairs that every split may show.
+
+    Pairs on a diagonal are held out, so each colour and each shape is still seen in training in other company.
+    """
+    diagonal = {pair: (list(COLOURS).index(pair[0]) + SHAPES.index(pair[1])) % len(COLOURS) for pair in PAIRS}
+    mark = {"val": 0, "test": 3}
+    if split in mark:
+        return [pair for pair in PAIRS if diagonal[pair] == mark[split]]
+    return [pair for pair in PAIRS if diagonal[pair] not in mark.values()]
+
+
+class Thing(NamedTuple):
+    colour: str
+    shape: str
+    radius: float
+    x: float
+    y: float
+
+
+def scene(random: Random, split: str) -> tuple[list[Thing], list[str]]:
+    """What is in one picture, and five ways to say it."""
+    colour, shape = random.choice(held_out(split))
+    kind = random.choice(("one", "many", "two"))
+    size = random.choice(list(SIZES))
+    radius = SIZES[size]
+    jitter = lambda: random.uniform(-0.05, 0.05)  # noqa: E731
+    if kind == "one":
+        place, (x, y) = random.choice(list(PLACES.items()))
+        name = f"{size} {colour} {shape}"
+        return [Thing(colour, shape, radius, x + jitter(), y + jitter())], [
+            f"A {name} {place}.",
+            f"There is a {name} {place}.",
+            f"The picture shows a {name} {place}.",
+            f"One {name} {place} of the picture.",
+            f"A {name} can be seen {place}.",
+        ]
+    if kind == "many":
+        number = random.choice(list(NUMBERS))
+        spots = random.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], number)
+        name = f"{size} {colour} {shape}{'es' if shape == 'cross' else 's'}"
+        return [Thing(colour, shape, radius, x + jitter(), y + jitter()) for x, y in spots], [
+            f"{NUMBERS[number].title()} {name}.",
+            f"There are {NUMBERS[number]} {name}.",
+            f"The picture shows {NUMBERS[number]} {name}.",
+            f"A group of {NUMBERS[number]} {name}.",
+            f"{NUMBERS[number].title()} {name} can be seen.",
+        ]
+    other_colour, other_shape = random.choice([pair for pair in held_out("train") if pair != (colour, shape)])
+    relation, (converse, (right, down)) = random.choice(list(RELATIONS.items()))
+    first, second = f"{colour} {shape}", f"{other_colour} {other_shape}"
+    things = [
+        Thing(colour, shape, SIZES["large"], 0.5 + 0.24 * right + jitter(), 0.5 + 0.24 * down + jitter()),
+        Thing(other_colour, other_shape, SIZES["large"], 0.5 - 0.24 * right + jitter(), 0.5 - 0.24 * down + jitter()),
+    ]
+    an = lambda name: ("an " if name[0] in "aeiou" else "a ") + name  # noqa: E731
+    return things, [
+        f"{an(first).capitalize()} {relation} {an(second)}.",
+        f"{an(first).capitalize()} is {relation} {an(second)}.",
+        f"There is {an(first)} {relation} {an(second)}.",
+        f"{an(second).capitalize()} {converse} {an(first)}.",
+        f"The picture shows {an(first)} {relation} {an(second)}.",
+    ]
+
+
+def draw(things: list[Thing], size: int, ground: tuple[int, int, int]) -> Image.Image:
+    """(size, size) RGB, drawn four times larger and scaled down, so that edges are smooth."""
+    side = 4 * size
+    image = Image.new("RGB", (side, side), ground)
+    pen = ImageDraw.Draw(image)
+    for colour, shape, radius, x, y in things:
+        if shape == "circle":
+            pen.ellipse([side * (x - radius), side * (y - radius), side * (x + radius), side * (y + radius)], COLOURS[colour])
+        else:
+            pen.polygon([(side * (x + radius * dx), side * (y + radius * dy)) for dx, dy in CORNERS[shape]], COLOURS[colour])
+    return image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def shapes(root: str | Path, train: Count = 3000, val: Count = 200, test: Count = 200, size: Count = 64, seed: int = 0) -> Splits:
+    """Read the drawings of these settings below `root`; draw them first if they are not there. The same settings draw the same files."""
+    folder = Path(root) / f"{train}-{val}-{test}-{size}px-s{seed}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
+        write(unfinished, {"train": train, "val": val, "test": test}, size, seed)
+        try:
+            os.rename(unfinished, folder)
+        except OSError:  # another process finished the same drawings first
+            shutil.rmtree(unfinished)
+    return table(folder, "captions.jsonl")
+
+
+def write(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """`captions.jsonl` and `images/`: the layout of one's own data."""
+    (folder / "images").mkdir()
+    with open(folder / "captions.jsonl", "w", encoding="utf-8") as lines:
+        for split, count in counts.items():
+            for index in range(count):
+                random = Random(seed_for(seed, split, index))
+                things, captions = scene(random, split)
+                name = f"{split}-{index:05d}.png"
+                ground = tuple(random.randint(225, 255) for _ in range(3))
+                draw(things, size, ground).save(folder / "images" / name)  # type: ignore[arg-type]
+                for caption in random.sample(captions, len(captions)):
+                    lines.write(json.dumps({"image": name, "caption": caption, "split": split}) + "\n")

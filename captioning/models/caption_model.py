@@ -1,0 +1,23 @@
+"""An encoder and a decoder: what is trained, and what captions an image."""
+
+import torch
+from torch import Tensor, nn
+
+from captioning.models.decoders.base import Decoder, DecoderOutput
+from captioning.models.encoders import Encoder
+from captioning.search import Hypotheses, Search
+
+
+class CaptionModel(nn.Module):
+    def __init__(self, encoder: Encoder, decoder: Decoder):
+        super().__init__()
+        self.encoder, self.decoder = encoder, decoder
+
+    def forward(self, images: Tensor, tokens: Tensor) -> DecoderOutput:
+        """Teacher forcing: images and tokens (B, T), <bos> first -> logits for tokens[:, 1:]."""
+        return self.decoder(self.encoder(images), tokens[:, :-1])
+
+    @torch.inference_mode()
+    def generate(self, images: Tensor, search: Search) -> Hypotheses:
+        """Free running. The model must be in eval mode."""
+        return search(self.decoder.step, self.decoder.init_state(self.encoder(images)))

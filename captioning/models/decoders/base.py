@@ -1,0 +1,78 @@
+"""What every decoder is: `step` defines it, `forward` may only be faster. Plus words in and words out, which all decoders share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from captioning.models.features import ImageFeatures
+
+State = tuple
+"""A NamedTuple per decoder. Its first field, `memory`, is a tuple of tensors with one row an image: what an image's hypotheses
+share and is never copied for them. Every other field has one row a hypothesis."""
+
+
+class DecoderOutput(NamedTuple):
+    logits: Tensor  # (B, T, V)
+    attention: Tensor | None  # (B, T, N)
+
+
+class Decoder(nn.Module):
+    """A new decoder needs `init_state` and `step`. If its state has a field `attention`, plots and losses find it there."""
+
+    words: "Words"
+
+    def init_state(self, features: ImageFeatures) -> State:
+        """The state before the first word, with one hypothesis an image."""
+        raise NotImplementedError
+
+    def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
+        """(B*K,) tokens, an image's hypotheses side by side -> logits (B*K, V) of the next token, and the state after this one."""
+        raise NotImplementedError
+
+    def forward(self, features: ImageFeatures, tokens: Tensor) -> DecoderOutput:
+        """Teacher forcing: tokens (B, T) in, the logits after each of them out."""
+        state, logits, attention = self.init_state(features), [], []
+        for token in tokens.unbind(dim=1):
+            its_logits, state = self.step(token, state)
+            logits.append(its_logits)
+            attention.append(attention_of(state))
+        return DecoderOutput(torch.stack(logits, 1), None if attention[0] is None else torch.stack(attention, 1))
+
+    def compile_parts(self) -> None:
+        """torch.compile what runs once a word: all of `forward` would make one graph for every length of caption."""
+        self.step = torch.compile(self.step)
+
+
+def attention_of(state: State) -> Tensor | None:
+    """(B*K, N): where the last word looked, if this decoder attends."""
+    return getattr(state, "attention", None)
+
+
+class Words(nn.Module):
+    """Word vectors in, logits out.
+
+    tied: the vocabulary product uses the word vectors (Press and Wolf 2017), after a product that brings its input to their size.
+    """
+
+    def __init__(self, vocab_size: int, embedding_size: int, inner_size: int, *, dropout: float, tied: bool):
+        super().__init__()
+        self.vectors = nn.Embedding(vocab_size, embedding_size, padding_idx=0)
+        self.bring = nn.Linear(inner_size, embedding_size) if tied else nn.Identity()
+        self.out = nn.Linear(embedding_size if tied else inner_size, vocab_size)
+        if tied:
+            nn.init.normal_(self.vectors.weight, std=embedding_size**-0.5)
+            self.out.weight = self.vectors.weight
+        self.dropout = nn.Dropout(dropout)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.dropout(self.vectors(tokens))
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.out(self.bring(self.dropout(x)))
+
+
+def beside(image: Tensor, x: Tensor) -> Tensor:
+    """x (B*K, T, X) with its image's vector (B, Y) beside every position: (B*K, T, X + Y)."""
+    rows = image.repeat_interleave(len(x) // len(image), dim=0)
+    return torch.cat([x, rows[:, None].expand(-1, x.shape[1], -1)], dim=-1)

@@ -1,0 +1,162 @@
+"""Encoders: from images to features. One adapter serves every torchvision classification CNN; `SmallCNN` is for drawings."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from captioning.errors import UserError, did_you_mean
+from captioning.kinds import Count, Number
+from captioning.models.features import FeatureDims, ImageFeatures
+from captioning.models.weights import download_imagenet, load_weights
+
+LAYERS = {  # names people use for torchvision's layers; any other node of the network may be named as torchvision names it
+    "vgg16": {"block5_conv3": "features.29", "block5_pool": "features.30", "fc1": "classifier.1", "fc2": "classifier.4"},
+    "vgg19": {"block5_conv4": "features.35", "block5_pool": "features.36", "fc1": "classifier.1", "fc2": "classifier.4"},
+}
+
+
+class Encoder(nn.Module):
+    """Images (B, 3, h, w) to ImageFeatures: a grid (B, N, D) and a pooled vector (B, P)."""
+
+    dims: FeatureDims
+    finetune_lr: float | None = None  # its own learning rate; None: the optimizer's
+    finetune_epoch: int = 0  # the epoch, counted from 0, at which its parameters begin to move
+
+    @property
+    def is_frozen(self) -> bool:
+        """Never trained: its features may be kept, its weights saved once."""
+        return not any(parameter.requires_grad for parameter in self.parameters())
+
+
+class GivenFeatures(Encoder):
+    """The encoder of a run whose features were extracted before: its input is already the features."""
+
+    def __init__(self, dims: FeatureDims):
+        super().__init__()
+        self.dims = dims
+
+    def forward(self, features: ImageFeatures) -> ImageFeatures:
+        return features
+
+
+class SmallCNN(Encoder):
+    """Four strided convolutions, trained from nothing: for drawn data. A 64-pixel picture gives a grid of 8 x 8 cells."""
+
+    def __init__(self, channels: Count = 128):
+        super().__init__()
+        widths = (3, channels // 4, channels // 2, channels)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:]):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
+        layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU()]
+        self.body = nn.Sequential(*layers)
+        self.where = nn.Linear(2, channels)  # a cell knows its place: convolutions alone cannot say "left"
+        self.dims = FeatureDims(channels, channels)
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        x = self.body(images)  # (B, D, h, w)
+        y, x_axis = (torch.linspace(-1, 1, side, device=x.device) for side in x.shape[2:])
+        places = torch.stack(torch.meshgrid(y, x_axis, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2)
+        grid = x.flatten(2).transpose(1, 2) + self.where(places)  # (B, N, D)
+        return ImageFeatures(grid, grid.amax(dim=1))
+
+
+class TorchvisionEncoder(Encoder):
+    """Any classification CNN of torchvision, cut open at two nodes.
+
+    name: torchvision's name of the model (`vgg16`, `densenet201`, `convnext_tiny`, ...).
+    grid: the node whose (B, D, h, w) output is the grid; torchvision's name or one of LAYERS.
+    pooled: `mean`, the average over the grid's cells, or a node with one vector an image (`fc2`: VGG's second
+        fully connected layer, after its ReLU).
+    weights: `imagenet` (torchvision's IMAGENET1K_V1, downloaded once), `none` (random), or a file (.pth, .safetensors).
+    style: `caffe` puts ResNet's stride in the 1x1 convolution and its max-pool's rounding up, as the original had it.
+    finetune: `none`, `all`, or `from STAGE`: the parameters of that module and of all after it.
+
+    A pretrained body stays in eval mode in fine-tuning too: statistics of its BatchNorm are ImageNet's.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        grid: str,
+        *,
+        pooled: str = "mean",
+        weights: str = "imagenet",
+        style: Literal["torchvision", "caffe"] = "torchvision",
+        finetune: str = "none",
+        finetune_lr: Number = 1e-5,
+        finetune_epoch: Number = 0,
+    ):
+        super().__init__()
+        from torchvision.models import get_model, list_models
+        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+        if name not in list_models():
+            raise UserError(f"encoder.name={name}: torchvision has no such model.{did_you_mean(name, list_models())}")
+        file = download_imagenet(name) if weights == "imagenet" else Path(weights)
+        model = get_model(name, weights=None)
+        if style == "caffe":
+            as_in_caffe(model, name)
+        nodes = {"grid": LAYERS.get(name, {}).get(grid, grid)}
+        if pooled != "mean":
+            nodes["pooled"] = LAYERS.get(name, {}).get(pooled, pooled)
+        known = get_graph_node_names(model)[1]
+        for key, node in nodes.items():
+            if node not in known and not any(other.startswith(f"{node}.") for other in known):
+                options = [*LAYERS.get(name, {}), *known]
+                raise UserError(f"encoder.{key}={node}: {name} has no such layer.{did_you_mean(node, options)}")
+        wanted = {node: key for key, node in nodes.items()}
+        self.body = create_feature_extractor(model.eval(), return_nodes=wanted, suppress_diff_warning=True)
+        if weights != "none":
+            load_weights(self.body, file, whole=model, name=name)
+        self.body = self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
+        self.pretrained = weights != "none"
+        self.finetune_lr, self.finetune_epoch = finetune_lr, int(finetune_epoch)
+        self.unfreeze(finetune)
+        self.dims = self.measure(grid, pooled)
+        self.train()
+
+    def unfreeze(self, finetune: str) -> None:
+        names = [name for name, _ in self.body.named_parameters()]
+        stage = finetune.removeprefix("from ")
+        first = next((i for i, name in enumerate(names) if name.startswith(f"{stage}.")), None)
+        if finetune == "none":
+            first = len(names)
+        elif finetune == "all":
+            first = 0
+        elif first is None or stage == finetune:
+            stages = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, min(3, name.count(".")) + 1)}
+            raise UserError(f"encoder.finetune={finetune}: allowed are none, all, or `from STAGE`.{did_you_mean(stage, stages)}")
+        for index, parameter in enumerate(self.body.parameters()):
+            parameter.requires_grad_(index >= first)
+
+    @torch.no_grad()
+    def measure(self, grid: str, pooled: str) -> FeatureDims:
+        self.body.eval()
+        nodes = self.body(torch.zeros(1, 3, 96, 96))
+        if nodes["grid"].dim() != 4:
+            raise UserError(f"encoder.grid={grid}: gives no grid (channels, height, width) but {tuple(nodes['grid'].shape[1:])}")
+        if "pooled" in nodes and nodes["pooled"].dim() != 2:
+            raise UserError(f"encoder.pooled={pooled}: gives no vector but {tuple(nodes['pooled'].shape[1:])}; `mean` averages the grid")
+        return FeatureDims(nodes["grid"].shape[1], nodes.get("pooled", nodes["grid"]).shape[1])
+
+    def train(self, mode: bool = True) -> "TorchvisionEncoder":
+        super().train(mode)
+        self.body.train(mode and not self.pretrained and not self.is_frozen)
+        return self
+
+    def forward(self, images: Tensor) -> ImageFeatures:
+        nodes = self.body(images.contiguous(memory_format=torch.channels_last))
+        grid = nodes["grid"].flatten(2).transpose(1, 2)  # (B, N, D)
+        return ImageFeatures(grid, nodes["pooled"] if "pooled" in nodes else grid.mean(dim=1))
+
+
+def as_in_caffe(model: nn.Module, name: str) -> None:
+    """The original ResNet (He et al. 2016, as released for Caffe): stride in the first 1x1, a max-pool that rounds up."""
+    if not (name.startswith("resnet") and hasattr(model.layer4[0], "conv3")):  # type: ignore[index]
+        raise UserError(f"encoder.style=caffe: is for resnet50, resnet101 and resnet152, not for {name}")
+    for layer in (model.layer2, model.layer3, model.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)  # type: ignore[index]
+    model.maxpool = nn.MaxPool2d(3, 2, padding=0, ceil_mode=True)

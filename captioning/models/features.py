@@ -1,0 +1,23 @@
+"""What passes between an encoder and a decoder, and the letters used for shapes everywhere.
+
+B images   N grid cells   D grid channels   P pooled channels   T tokens   H hidden   E embedding   V vocabulary   K beams
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class FeatureDims(NamedTuple):
+    """They differ: VGG16's fc2 has 4096 channels, its grid 512."""
+
+    grid: int
+    pooled: int
+
+
+class ImageFeatures(NamedTuple):
+    grid: Tensor  # (B, N, D) one vector per cell, row by row
+    pooled: Tensor  # (B, P) one vector per image
+
+    def select(self, rows: Tensor) -> "ImageFeatures":
+        return ImageFeatures(self.grid[rows], self.pooled[rows])
