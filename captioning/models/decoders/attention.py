@@ -56,6 +56,7 @@ class Cell(nn.Module):
 class AttendingDecoder(Decoder):
     """A decoder with a loop over `advance`; the words' products before it and the vocabulary's after it are made for all steps at once."""
 
+    attends = True
     from_word: nn.Linear
 
     def advance(self, from_word: Tensor, state: State) -> tuple[State, Tensor]:

@@ -21,6 +21,7 @@ class Decoder(nn.Module):
     """A new decoder needs `init_state` and `step`. If its state has a field `attention`, plots and losses find it there."""
 
     words: "Words"
+    attends = False  # whether its state has a field `attention`
 
     def init_state(self, features: ImageFeatures) -> State:
         """The state before the first word, with one hypothesis an image."""

@@ -1,0 +1,43 @@
+"""The settings of a data set, as `configs/data/` has them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from captioning.data.records import Splits
+from captioning.data.transforms import Transform
+from captioning.errors import UserError
+from captioning.kinds import Count, Whole
+
+
+@dataclass(frozen=True)
+class Data:
+    """
+    root: where the data set lies.
+    min_count: words rarer than this in the training captions become <unk>.
+    max_length: words of a training caption beyond this are cut off.
+    """
+
+    reader: Callable[[], Splits]
+    transform: Transform
+    root: str
+    batch_size: Count = 64
+    workers: Whole = 2
+    min_count: Count = 5
+    max_length: Count = 40
+
+    def read(self, *needed: str) -> Splits:
+        """The splits; the images of the `needed` ones must exist and be captioned. Raises UserError naming the first that does not."""
+        splits = self.reader()
+        for split in needed:
+            if not splits.get(split):
+                there = ", ".join(name for name, records in splits.items() if records)
+                raise UserError(f"split={split}: the data in {self.root} has no such images; allowed: {there}")
+            missing = [record for record in splits[split] if not record.path.is_file()]
+            if missing:
+                first, count = missing[0].path, len(missing)
+                raise UserError(f"{first}: no such file, and so with {count} of {len(splits[split])} {split} images; see `captioning check-data`")
+            if bare := next((record for record in splits[split] if not any(map(str.strip, record.captions))), None):
+                raise UserError(f"image {bare.image_id} of the {split} split has no caption: see `captioning check-data`")
+        return splits
+
+

@@ -1,0 +1,78 @@
+"""Evaluation: captions made freely, one an image, and what the metrics say of them. No metric sees a teacher-forced caption."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from captioning.data.dataset import ReferenceBatches
+from captioning.data.vocabulary import Vocabulary
+from captioning.metrics.score import describe, score
+from captioning.models.caption_model import CaptionModel
+from captioning.models.features import ImageFeatures
+from captioning.search import Search
+from captioning.training.distributed import World
+from captioning.training.losses import cross_entropy
+
+
+class Evaluation(NamedTuple):
+    metrics: dict[str, float]
+    captions: dict[str, str]  # image id -> caption
+
+
+def to_device(images: Tensor | ImageFeatures, device: torch.device) -> Tensor | ImageFeatures:
+    if isinstance(images, ImageFeatures):
+        return ImageFeatures(*(part.to(device, non_blocking=True).float() for part in images))
+    return images.to(device, non_blocking=True)
+
+
+class Evaluator:
+    """Captions every image of a split once, on all ranks, and scores them against the raw references."""
+
+    def __init__(
+        self,
+        batches: ReferenceBatches,
+        *,
+        vocabulary: Vocabulary,
+        search: Search,
+        world: World,
+        autocast: Callable[[], AbstractContextManager],
+    ):
+        self.batches, self.vocabulary, self.search = batches, vocabulary, search
+        self.world, self.autocast = world, autocast
+        self.references = {record.image_id: record.captions for record in batches.images.records}
+
+    @torch.inference_mode()
+    def __call__(self, model: CaptionModel, progress: Callable[[int], None] = lambda images: None) -> Evaluation:
+        device, captions = self.world.device, {}
+        total = torch.zeros(2, dtype=torch.float64, device=device)  # loss, words
+        model.eval()
+        for batch in self.batches:
+            with self.autocast():
+                features = model.encoder(to_device(batch.images, device))
+                found = self.search(model.decoder.step, model.decoder.init_state(features))
+                tokens = batch.tokens.to(device)
+                output = model.decoder(features.select(batch.owner.to(device)), tokens[:, :-1])
+            total += torch.stack([cross_entropy(output, tokens[:, 1:]), (tokens[:, 1:] != Vocabulary.pad).sum()])
+            texts = (self.vocabulary.decode(ids) for ids in found.tokens[:, 0].tolist())
+            captions.update(zip(batch.image_ids, texts))
+            progress(len(batch.image_ids))
+        captions = {name: text for its in self.world.gather(captions) for name, text in its.items()}
+        loss, words = self.world.sum(total).tolist()
+        return Evaluation(measure(captions, self.references) | {"loss": loss / max(1, words)}, captions)
+
+
+def measure(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Metrics and caption statistics, for captions of exactly these images."""
+    names = sorted(references)
+    hypotheses = [captions[name] for name in names]
+    return score(hypotheses, [references[name] for name in names]) | describe(hypotheses)
+
+
+def warning_of_collapse(metrics: Mapping[str, float]) -> str | None:
+    if metrics["most_common_share"] > 0.2 and metrics["distinct_captions"] > 0:
+        share = metrics["most_common_share"]
+        return f"one caption is given to {share:.0%} of the images: train longer, or check that the pictures reach the model"
+    return None

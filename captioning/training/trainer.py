@@ -1,0 +1,304 @@
+"""The training loop: the same for every encoder and decoder, for one process or many, fresh or resumed."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from captioning.data.dataset import Batch, TrainingBatches
+from captioning.data.vocabulary import Vocabulary
+from captioning.errors import UserError
+from captioning.kinds import Count, Dropout, Fraction, Number, Whole
+from captioning.models.caption_model import CaptionModel
+from captioning.models.decoders.base import DecoderOutput
+from captioning.randomness import generator_for, seed_for
+from captioning.training import checkpoint
+from captioning.training.averaging import AverageWeights
+from captioning.training.console import progress, say
+from captioning.training.distributed import World
+from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
+from captioning.training.logger import Logger
+from captioning.training.schedules import Schedule
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Loss = Callable[[DecoderOutput, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    max_steps: stop there, whatever the epochs; 0: no limit.
+    accumulate: batches a step; the gradient is that of one large batch.
+    clip: the largest norm of the gradient; 0: no limit.
+    monitor: the validation metric that decides on the best checkpoint, on plateaus and on stopping (`loss`: the lower the better).
+    patience: stop after so many validations without a new best; 0: never.
+    average: decay of an exponential moving average of the weights, which is then what is validated and kept as best; 0: none.
+    scheduled_sampling: the share of input words taken from the model itself, reached linearly at the end (Bengio et al. 2015).
+    checkpoint_every: steps between checkpoints inside an epoch; 0: only after each epoch.
+    samples: how many validation pictures are logged with their captions.
+    """
+
+    epochs: Count = 10
+    max_steps: Whole = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: Count = 1
+    clip: Number = 5.0
+    monitor: str = "cider"
+    patience: Whole = 0
+    average: Dropout = 0.0
+    scheduled_sampling: Fraction = 0.0
+    compile: bool = False
+    deterministic: bool = False
+    checkpoint_every: Whole = 0
+    log_every: Count = 20
+    samples: Whole = 4
+
+
+@dataclass
+class Progress:
+    """Where a run is. With the weights, the optimizer, the schedule and the scaler it is all that a resume needs."""
+
+    epoch: int = 0  # epochs completed
+    batch: int = 0  # batches taken in the current one
+    step: int = 0
+    best: float | None = None
+    waited: int = 0  # validations since the best
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
+    seconds: float = 0.0
+
+
+class Trainer:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        model: CaptionModel,
+        loss: Loss,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        batches: TrainingBatches,
+        evaluator: Evaluator,
+        logger: Logger,
+        world: World,
+        run: Path,
+        seed: int,
+        show: Callable[[CaptionModel, Logger, int], None],
+        hparams: dict[str, Any],
+    ):
+        self.settings, self.model, self.loss, self.optimizer, self.schedule = settings, model, loss, optimizer, schedule
+        self.batches, self.evaluator, self.logger, self.world, self.run, self.seed = batches, evaluator, logger, world, run, seed
+        self.show, self.hparams = show, hparams
+        self.progress = Progress()
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.precision == "fp16")
+        self.average = AverageWeights(model, settings.average)
+        self.late = [p for p in model.encoder.parameters() if p.requires_grad] if model.encoder.finetune_epoch else []
+        self.frozen = {f"encoder.{name}" for name in model.encoder.state_dict()} if model.encoder.is_frozen else set()
+        self.parallel: nn.Module = model
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+
+    def autocast(self) -> AbstractContextManager:
+        return autocast(self.world.device, self.settings.precision)
+
+    # The whole run
+
+    def fit(self) -> Evaluation | None:
+        """Train to the end, from the last checkpoint if there is one. Returns the last evaluation; None when all was done before."""
+        self.resume()
+        self.logger.open(self.run / "tensorboard", self.progress.step)
+        evaluation = None
+        while not self.is_finished:
+            self.let_encoder_move(self.progress.epoch >= self.model.encoder.finetune_epoch)
+            self.train_epoch()
+            evaluation = self.validate()
+        if evaluation:
+            self.logger.settings(self.hparams, evaluation.metrics)
+        self.logger.close()
+        return evaluation
+
+    @property
+    def is_finished(self) -> bool:
+        settings, at = self.settings, self.progress
+        return (
+            at.epoch >= settings.epochs
+            or bool(settings.max_steps and at.step >= settings.max_steps)
+            or bool(settings.patience and at.waited >= settings.patience)
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(len(self.batches.order(0)) / self.settings.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        return self.settings.max_steps or self.settings.epochs * self.steps_per_epoch
+
+    def let_encoder_move(self, moves: bool) -> None:
+        """Freeze or free what is fine-tuned late. DDP must be told which parameters take part, so it is wrapped anew."""
+        for parameter in self.late:
+            parameter.requires_grad_(moves)
+        if self.world.size > 1:
+            self.parallel = DistributedDataParallel(self.model)
+
+    # One epoch
+
+    def train_epoch(self) -> None:
+        at, settings = self.progress, self.settings
+        self.model.train()
+        epoch = self.batches.epoch(at.epoch, start=at.batch)
+        losses, spoken, began = *torch.zeros(2, device=self.world.device), time.monotonic()
+        title, length = f"epoch {at.epoch + 1}/{settings.epochs}", self.steps_per_epoch
+        with progress(title, length, at.batch // settings.accumulate, self.world.is_main) as advance:
+            while group := take(epoch, settings.accumulate):
+                loss, words, norm = self.train_step(group)
+                at.batch, at.step = at.batch + len(group), at.step + 1
+                losses, spoken = losses + loss, spoken + words
+                if at.step % settings.log_every == 0:
+                    now = time.monotonic()
+                    mean = losses.item() / settings.log_every
+                    self.logger.scalars(
+                        at.step,
+                        {"train/loss": mean, "train/gradient_norm": norm.item(), "train/words_per_second": spoken.item() / (now - began)}
+                        | {f"train/lr_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)},
+                    )
+                    advance(0, f"loss {mean:.3f}")
+                    at.seconds, began = at.seconds + now - began, now
+                    losses, spoken = torch.zeros(2, device=self.world.device)
+                advance(1)
+                if settings.max_steps and at.step >= settings.max_steps:
+                    return
+                if settings.checkpoint_every and at.step % settings.checkpoint_every == 0:
+                    self.save()
+        at.epoch, at.batch = at.epoch + 1, 0
+
+    def train_step(self, group: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
+        """One optimizer step on these batches -> the mean loss a word, the words, the gradient's norm; over all ranks."""
+        torch.manual_seed(seed_for(self.seed, "step", self.progress.step, self.world.rank))
+        device = self.world.device
+        said = sum(int((batch.tokens[:, 1:] != Vocabulary.pad).sum()) for batch in group)
+        said = self.world.sum(torch.tensor(said, device=device, dtype=torch.float32))
+        total = torch.zeros((), device=device)
+        for number, batch in enumerate(group, start=1):
+            tokens = batch.tokens.to(device, non_blocking=True)
+            images = to_device(batch.images, device)
+            waits = isinstance(self.parallel, DistributedDataParallel) and number < len(group)
+            with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
+                with self.autocast():
+                    output = self.parallel(images, self.sampled(images, tokens))
+                loss = self.loss(output, tokens[:, 1:]) / said
+                self.scaler.scale(loss * self.world.size).backward()  # DDP takes the mean over ranks, this makes it a sum
+            total += loss.detach()
+        factor = self.schedule.factor(self.progress.step, self.total_steps, self.steps_per_epoch)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = parameters["base_lr"] * factor
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.average.update()
+        return self.world.sum(total), said, norm
+
+    @torch.no_grad()
+    def sampled(self, images: Any, tokens: Tensor) -> Tensor:
+        """Scheduled sampling: input words replaced by draws from the model, which has read the words replaced before them."""
+        share = self.settings.scheduled_sampling * self.progress.step / self.total_steps
+        if not share:
+            return tokens
+        draws = generator_for(self.seed, "sampling", self.progress.step, self.world.rank)
+        replaced = torch.rand(tokens.shape, generator=draws).to(tokens.device) < share
+        mixed = tokens.clone()
+        with self.autocast():
+            state = self.model.decoder.init_state(self.model.encoder(images))
+            for t in range(tokens.shape[1] - 2):
+                logits, state = self.model.decoder.step(mixed[:, t], state)
+                drawn = torch.multinomial(logits.float().softmax(dim=-1), 1)[:, 0]
+                real = (tokens[:, t + 1] != Vocabulary.pad) & (tokens[:, t + 1] != Vocabulary.eos)
+                mixed[:, t + 1] = torch.where(replaced[:, t + 1] & real, drawn, tokens[:, t + 1])
+        return mixed
+
+    # After an epoch
+
+    def validate(self) -> Evaluation:
+        at, settings, began = self.progress, self.settings, time.monotonic()
+        with self.average.in_place():
+            with progress("validation", len(self.evaluator.references), 0, self.world.is_main) as advance:
+                evaluation = self.evaluator(self.model, advance)
+            value = evaluation.metrics[settings.monitor]
+            at.metrics = evaluation.metrics
+            improved = at.best is None or (value < at.best if settings.monitor == "loss" else value > at.best)
+            at.best, at.waited = (value, 0) if improved else (at.best, at.waited + 1)
+            if improved and self.world.is_main:
+                state = {"epoch": at.epoch, "step": at.step, "metrics": at.metrics}
+                checkpoint.save(self.run / "best", tensors={"model": self.weights()}, optimizer=None, state=state)
+            if self.world.is_main:
+                self.logger.scalars(at.step, {f"val/{name}": value for name, value in at.metrics.items()})
+                self.show(self.model, self.logger, at.step)
+        self.schedule.observe(improved)
+        self.save()
+        if self.world.is_main:
+            names = ("loss", "bleu1", "bleu4", "rouge_l", "cider")
+            figures = "  ".join(f"{name} {at.metrics[name]:.3f}" for name in names)
+            say(f"epoch {at.epoch}, step {at.step}: {figures}{'  *' if improved else ''}  ({time.monotonic() - began:.0f} s)")
+            if warning := warning_of_collapse(at.metrics):
+                say(f"warning: {warning}")
+        return evaluation
+
+    # Checkpoints
+
+    def weights(self) -> dict[str, Tensor]:
+        """Without a frozen encoder's: the run directory has them once."""
+        return {name: value for name, value in self.model.state_dict().items() if name not in self.frozen}
+
+    def save(self) -> None:
+        if not self.world.is_main:
+            return
+        tensors = {"model": self.weights()} | ({"average": self.average.average} if self.average.average else {})
+        state = {"progress": asdict(self.progress), "schedule": self.schedule.state(), "scaler": self.scaler.state_dict()}
+        checkpoint.save(self.run / "last", tensors=tensors, optimizer=self.optimizer.state_dict(), state=state)
+
+    def resume(self) -> None:
+        folder = checkpoint.find(self.run / "last")
+        if folder is None:
+            return
+        checkpoint.verify(folder)
+        load_weights(self.model, checkpoint.load_tensors(folder, "model"), self.run)
+        if self.average.average:
+            self.average.load(checkpoint.load_tensors(folder, "average"))
+        self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
+        state = checkpoint.load_state(folder)
+        self.progress = Progress(**state["progress"])
+        self.schedule.load(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.world.is_main and not self.is_finished:
+            say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+
+def load_weights(model: CaptionModel, weights: dict[str, Tensor], run: Path) -> None:
+    """Everything but a frozen encoder's must be there. Raises UserError for a checkpoint of another model."""
+    try:
+        absent, strange = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"run={run}: its checkpoint is of another model ({str(error).splitlines()[-1].strip()})") from None
+    if strange or any(not name.startswith("encoder.") for name in absent):
+        raise UserError(f"run={run}: its checkpoint is of another model (it lacks {absent[:3]} and has {strange[:3]})")
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
+
+
+def take(batches: Iterator[Batch], count: int) -> list[Batch]:
+    group = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == count:
+            break
+    return group

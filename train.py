@@ -1,0 +1,18 @@
+"""Train one run: `python train.py data=flickr8k encoder=resnet50 decoder=attention`. The same command goes on where it stopped."""
+
+import hydra
+from omegaconf import DictConfig
+
+from captioning.build.compose import entry_point
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+def main(config: DictConfig) -> None:
+    from captioning.build.jobs import train
+
+    train(config)
+
+
+if __name__ == "__main__":
+    with entry_point("train"):
+        main()
