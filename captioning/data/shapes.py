@@ -26,6 +26,7 @@ COLOURS = {
     "yellow": (245, 205, 50),
     "purple": (130, 60, 170),
     "orange": (245, 130, 30),
+    "black": (35, 35, 35),
 }
 CORNERS = {  # on a unit circle around the centre, y downwards
     "square": ((-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)),
@@ -33,6 +34,7 @@ CORNERS = {  # on a unit circle around the centre, y downwards
     "diamond": ((0.0, -1.0), (0.7, 0.0), (0.0, 1.0), (-0.7, 0.0)),
     "cross": ((-0.3, -1), (0.3, -1), (0.3, -0.3), (1, -0.3), (1, 0.3), (0.3, 0.3),
               (0.3, 1), (-0.3, 1), (-0.3, 0.3), (-1, 0.3), (-1, -0.3), (-0.3, -0.3)),
+    "bar": ((-1.1, -0.25), (1.1, -0.25), (1.1, 0.25), (-1.1, 0.25)),
 }  # fmt: skip
 SHAPES = ("circle", *CORNERS)
 SIZES = {"small": 0.085, "large": 0.17}  # radius, as a share of the picture's side
@@ -66,7 +68,7 @@ def held_out(split: str) -> list[tuple[str, str]]:
 
 
 class Thing(NamedTuple):
-    colour: str
+    colour: tuple[int, int, int]
     shape: str
     radius: float
     x: float
@@ -75,15 +77,19 @@ class Thing(NamedTuple):
 
 def scene(random: Random, split: str) -> tuple[list[Thing], list[str]]:
     """What is in one picture, and five ways to say it."""
-    colour, shape = random.choice(held_out(split))
-    kind = random.choice(("one", "many", "two"))
-    size = random.choice(list(SIZES))
-    radius = SIZES[size]
-    jitter = lambda: random.uniform(-0.05, 0.05)  # noqa: E731
+
+    def thing(pair: tuple[str, str], size: str, x: float, y: float) -> Thing:
+        """Never twice quite the same: place, size and tint vary a little."""
+        tint = tuple(min(255, max(0, value + random.randint(-20, 20))) for value in COLOURS[pair[0]])
+        x, y = x + random.uniform(-0.05, 0.05), y + random.uniform(-0.05, 0.05)
+        return Thing(tint, pair[1], SIZES[size] * random.uniform(0.9, 1.1), x, y)  # type: ignore[arg-type]
+
+    pair = random.choice(held_out(split))
+    kind, size = random.choice(("one", "many", "two")), random.choice(list(SIZES))
     if kind == "one":
-        place, (x, y) = random.choice(list(PLACES.items()))
-        name = f"{size} {colour} {shape}"
-        return [Thing(colour, shape, radius, x + jitter(), y + jitter())], [
+        place, spot = random.choice(list(PLACES.items()))
+        name = f"{size} {' '.join(pair)}"
+        return [thing(pair, size, *spot)], [
             f"A {name} {place}.",
             f"There is a {name} {place}.",
             f"The picture shows a {name} {place}.",
@@ -93,41 +99,39 @@ def scene(random: Random, split: str) -> tuple[list[Thing], list[str]]:
     if kind == "many":
         number = random.choice(list(NUMBERS))
         spots = random.sample([(0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], number)
-        name = f"{size} {colour} {shape}{'es' if shape == 'cross' else 's'}"
-        return [Thing(colour, shape, radius, x + jitter(), y + jitter()) for x, y in spots], [
-            f"{NUMBERS[number].title()} {name}.",
-            f"There are {NUMBERS[number]} {name}.",
-            f"The picture shows {NUMBERS[number]} {name}.",
-            f"A group of {NUMBERS[number]} {name}.",
-            f"{NUMBERS[number].title()} {name} can be seen.",
+        name = f"{NUMBERS[number]} {size} {' '.join(pair)}{'es' if pair[1] == 'cross' else 's'}"
+        return [thing(pair, size, *spot) for spot in spots], [
+            f"{name.capitalize()}.",
+            f"There are {name}.",
+            f"The picture shows {name}.",
+            f"A group of {name}.",
+            f"{name.capitalize()} can be seen.",
         ]
-    other_colour, other_shape = random.choice([pair for pair in held_out("train") if pair != (colour, shape)])
+    other = random.choice([other for other in held_out("train") if other != pair])
     relation, (converse, (right, down)) = random.choice(list(RELATIONS.items()))
-    first, second = f"{colour} {shape}", f"{other_colour} {other_shape}"
-    things = [
-        Thing(colour, shape, SIZES["large"], 0.5 + 0.24 * right + jitter(), 0.5 + 0.24 * down + jitter()),
-        Thing(other_colour, other_shape, SIZES["large"], 0.5 - 0.24 * right + jitter(), 0.5 - 0.24 * down + jitter()),
-    ]
-    an = lambda name: ("an " if name[0] in "aeiou" else "a ") + name  # noqa: E731
-    return things, [
-        f"{an(first).capitalize()} {relation} {an(second)}.",
-        f"{an(first).capitalize()} is {relation} {an(second)}.",
-        f"There is {an(first)} {relation} {an(second)}.",
-        f"{an(second).capitalize()} {converse} {an(first)}.",
-        f"The picture shows {an(first)} {relation} {an(second)}.",
+    first, second = (f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}" for colour, shape in (pair, other))
+    return [
+        thing(pair, "large", 0.5 + 0.24 * right, 0.5 + 0.24 * down),
+        thing(other, "large", 0.5 - 0.24 * right, 0.5 - 0.24 * down),
+    ], [
+        f"{first.capitalize()} {relation} {second}.",
+        f"{first.capitalize()} is {relation} {second}.",
+        f"There is {first} {relation} {second}.",
+        f"{second.capitalize()} {converse} {first}.",
+        f"The picture shows {first} {relation} {second}.",
     ]
 
 
 def draw(things: list[Thing], size: int, ground: tuple[int, int, int]) -> Image.Image:
-    """(size, size) RGB, drawn four times larger and scaled down, so that edges are smooth."""
-    side = 4 * size
+    """(size, size) RGB, drawn three times larger and scaled down, so that edges are smooth."""
+    side = 3 * size
     image = Image.new("RGB", (side, side), ground)
     pen = ImageDraw.Draw(image)
     for colour, shape, radius, x, y in things:
         if shape == "circle":
-            pen.ellipse([side * (x - radius), side * (y - radius), side * (x + radius), side * (y + radius)], COLOURS[colour])
+            pen.ellipse([side * (x - radius), side * (y - radius), side * (x + radius), side * (y + radius)], colour)
         else:
-            pen.polygon([(side * (x + radius * dx), side * (y + radius * dy)) for dx, dy in CORNERS[shape]], COLOURS[colour])
+            pen.polygon([(side * (x + radius * dx), side * (y + radius * dy)) for dx, dy in CORNERS[shape]], colour)
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 

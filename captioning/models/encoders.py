@@ -51,12 +51,12 @@ class SmallCNN(Encoder):
         for before, after in zip(widths, widths[1:]):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU()]
-        self.body = nn.Sequential(*layers)
+        self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)
         self.where = nn.Linear(2, channels)  # a cell knows its place: convolutions alone cannot say "left"
         self.dims = FeatureDims(channels, channels)
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        x = self.body(images)  # (B, D, h, w)
+        x = self.body(images.contiguous(memory_format=torch.channels_last))  # (B, D, h, w)
         y, x_axis = (torch.linspace(-1, 1, side, device=x.device) for side in x.shape[2:])
         places = torch.stack(torch.meshgrid(y, x_axis, indexing="ij"), dim=-1).flatten(0, 1)  # (N, 2)
         grid = x.flatten(2).transpose(1, 2) + self.where(places)  # (B, N, D)

@@ -1,0 +1,115 @@
+"""`captioning caption | check-data | doctor`: thin, and quick to say --help, because what is heavy is imported where it is used."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from captioning.errors import UserError, plain_errors
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="captioning", description=__doc__.split(":")[0].strip("`"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    caption = commands.add_parser("caption", help="caption image files with a trained run")
+    caption.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    caption.add_argument("--run", required=True, type=Path, help="the run directory")
+    caption.add_argument("--beam-size", type=int, default=3)
+    caption.add_argument("--max-length", type=int, default=30)
+    caption.add_argument("--n-best", action="store_true", help="all captions of the beam with their log p")
+    caption.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where each word looked")
+    caption.add_argument("--device", default="auto")
+    caption.add_argument("--json", action="store_true", help="one JSON object for all images")
+
+    check = commands.add_parser("check-data", help="counts, broken images, bad captions, leaks: `captioning check-data data=own data.root=DIR`")
+    check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+    check.add_argument("--most", type=int, default=10, help="problems of a kind to list (all are counted)")
+
+    commands.add_parser("doctor", help="versions, device, and what is missing for what")
+
+    options = parser.parse_args(arguments)
+    with plain_errors():
+        {"caption": run_caption, "check-data": run_check, "doctor": run_doctor}[options.command](options)
+
+
+def run_caption(options: argparse.Namespace) -> None:
+    for name in ("beam_size", "max_length"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    import torch
+
+    from captioning.analysis.overlay import stacked
+    from captioning.analysis.samples import attention_over, strip
+    from captioning.build.runs import load_run
+    from captioning.data.images import read_image
+    from captioning.search import Beam
+    from captioning.training.distributed import find_device
+
+    device = find_device(options.device)
+    run = load_run(options.run, device)
+    if options.attention and not run.model.decoder.attends:
+        raise UserError(f"--attention {options.attention}: the decoder of {options.run} does not attend; attention and adaptive do")
+    search = Beam(options.beam_size, options.max_length)
+    result, strips, refused = {}, [], []
+    for path in options.images:
+        try:
+            image = read_image(path)
+        except UserError as error:  # the others are still captioned
+            refused.append(str(error))
+            continue
+        pixels = run.transform(image)[None].to(device)
+        found = run.model.generate(pixels, search)
+        captions = [run.vocabulary.decode(ids) for ids in found.tokens[0].tolist()]
+        result[str(path)] = [{"caption": text, "log_p": score} for text, score in zip(captions, found.scores[0].tolist())]
+        if options.attention:
+            with torch.inference_mode():
+                attention = attention_over(run.model, pixels, found.tokens[:, 0])
+            strips.append(strip(run.transform.picture(image), captions[0], None if attention is None else attention[0]))
+        if not options.json:
+            shown = result[str(path)] if options.n_best else result[str(path)][:1]
+            for item in shown:
+                print(f"{path}: {item['caption']}" + (f"  ({item['log_p']:.2f})" if options.n_best else ""))
+    if options.json:
+        print(json.dumps(result if options.n_best else {path: items[0]["caption"] for path, items in result.items()}, indent=1))
+    if strips:
+        stacked(strips).save(options.attention)
+        print(f"{options.attention} shows where each word looked", file=sys.stderr)
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+def run_check(options: argparse.Namespace) -> None:
+    from captioning.build.compose import as_dict, composed
+    from captioning.build.objects import make_data
+    from captioning.build.schema import check
+    from captioning.data.check import check_splits, summary
+    from captioning.training.console import progress
+
+    config = as_dict(composed("train", options.overrides))
+    check(config)
+    data = make_data(config)
+    splits = data.reader()
+    print("\n".join(summary(splits, data.min_count)))
+    with progress("reading images", sum(map(len, splits.values()))) as advance:
+        problems = check_splits(splits, advance)
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        its = [problem for problem in problems if problem.kind == kind]
+        print(f"\n{kind}: {len(its)}{'' if its[0].is_fatal else ' (training works)'}")
+        for problem in its[: options.most]:
+            print(f"  {problem.where}: {problem.what}")
+        if len(its) > options.most:
+            print(f"  ... and {len(its) - options.most} more")
+    fatal = sum(problem.is_fatal for problem in problems)
+    print(f"\n{len(problems)} problems, {fatal} of which would make training wrong" if problems else "\nno problems")
+    sys.exit(1 if fatal else 0)
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    from captioning.doctor import report
+
+    print("\n".join(report()))
+
+
+if __name__ == "__main__":
+    main()
