@@ -52,8 +52,10 @@ def find(root: str | Path, *names: str) -> Path:
     if not root.is_dir():
         raise UserError(f"data.root={root}: no such folder")
     for name in names:
-        if (found := next(iter(sorted(root.glob(name))), None)) is not None:
-            return found
+        if (root / name).exists():
+            return root / name
+        if "*" in name and (found := sorted(root.glob(name))):
+            return found[0]
     raise UserError(f"data.root={root}: holds none of {', '.join(names)}")
 
 

@@ -1,0 +1,108 @@
+"""Small things every test may ask for. Nothing is downloaded; real data is found by FLICKR8K_ROOT or beside the checkout."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from captioning.models.decoders.adaptive import AdaptiveAttentionDecoder
+from captioning.models.decoders.attention import SoftAttentionDecoder
+from captioning.models.decoders.recurrent import RecurrentDecoder
+from captioning.models.features import FeatureDims, ImageFeatures
+
+torch.set_num_threads(2)
+ROOT = Path(__file__).resolve().parents[1]
+DIMS, VOCABULARY = FeatureDims(grid=6, pooled=5), 9
+TINY = ["data.reader.train=40", "data.reader.val=8", "data.reader.test=8", "data.reader.size=32", "data.transform.size=32",
+        "data.batch_size=16", "logger=none", "device=cpu"]  # fmt: skip
+CNN = ["encoder.channels=16"]
+SMALL = ["decoder.hidden_size=16", "decoder.embedding_size=12"]
+
+DECODERS = {
+    f"{cell}-{injection}-{layers}": lambda cell=cell, injection=injection, layers=layers, **more: RecurrentDecoder(
+        DIMS, VOCABULARY, cell=cell, injection=injection, layers=layers, hidden_size=7, embedding_size=6, **more
+    )
+    for cell in ("lstm", "gru", "rnn")
+    for injection in ("init", "pre", "par", "merge")
+    for layers in (1, 2)
+}
+DECODERS |= {
+    f"attention-{cell}": lambda cell=cell, **more: SoftAttentionDecoder(
+        DIMS, VOCABULARY, cell=cell, hidden_size=7, embedding_size=6, attention_size=5, **more
+    )
+    for cell in ("lstm", "gru")
+}
+DECODERS["adaptive"] = lambda **more: AdaptiveAttentionDecoder(
+    DIMS, VOCABULARY, hidden_size=7, embedding_size=6, attention_size=5, **more
+)
+
+
+@pytest.fixture(params=DECODERS)
+def decoder(request):
+    """Every decoder in eval mode, with weights large enough to have opinions."""
+    return opinionated(DECODERS[request.param]())
+
+
+def opinionated(module):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return module.eval()
+
+
+def features(images: int) -> ImageFeatures:
+    draws = torch.Generator().manual_seed(1)
+    return ImageFeatures(torch.randn(images, 4, DIMS.grid, generator=draws), torch.randn(images, DIMS.pooled, generator=draws))
+
+
+@pytest.fixture(scope="session")
+def drawings(tmp_path_factory) -> Path:
+    """The root of drawn data sets, shared by all tests."""
+    return tmp_path_factory.mktemp("drawings")
+
+
+@pytest.fixture
+def train(drawings, tmp_path, monkeypatch):
+    """train(*overrides) -> the Trainer of `python train.py` with the tiny drawn data; not started."""
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
+
+    def build(*overrides: str, run: Path = tmp_path / "run"):
+        from captioning.build.compose import as_dict, composed
+        from captioning.build.jobs import Training
+        from captioning.build.schema import check
+        from captioning.training.distributed import open_world
+
+        encoder = [] if any(word.startswith("encoder=") for word in overrides) else CNN
+        config = as_dict(composed("train", [*TINY, *encoder, f"data.root={drawings}", f"run={run}", *overrides]))
+        check(config)
+        return Training(config).trainer(open_world("cpu"))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def finished(drawings, tmp_path_factory) -> Path:
+    """A run directory of two steps with attention."""
+    from captioning.build.compose import as_dict, composed
+    from captioning.build.jobs import Training
+
+    run = tmp_path_factory.mktemp("runs") / "finished"
+    overrides = [*TINY, *CNN, *SMALL, "decoder.attention_size=8", "trainer=smoke", f"data.root={drawings}", f"run={run}"]
+    Training(as_dict(composed("train", overrides))).start()
+    return run
+
+
+def flickr8k_root() -> Path:
+    root = Path(os.environ.get("FLICKR8K_ROOT", ROOT.parent / "shared" / "flickr8k"))
+    if not (root / "Flickr8k.token.txt").exists():
+        pytest.skip("no Flickr8k here: set FLICKR8K_ROOT to the folder with Flickr8k.token.txt")
+    return root
+
+
+def real_weights(name: str) -> Path:
+    path = Path(os.environ.get("CAPTIONING_WEIGHTS", ROOT.parent / "shared" / "weights")) / name
+    if not path.exists():
+        pytest.skip(f"no {name} here: set CAPTIONING_WEIGHTS to the folder that has it")
+    return path

@@ -1,0 +1,111 @@
+"""Laws of every decoder."""
+
+import pytest
+import torch
+from conftest import DECODERS, DIMS, VOCABULARY, features, opinionated
+
+from captioning.errors import UserError
+from captioning.models.decoders.base import Decoder
+from captioning.models.vectors import read_vectors
+from captioning.search import Beam, select
+
+TOKENS = torch.randint(0, VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(2))
+
+
+def test_forward_equals_step_by_step(decoder):
+    at_once = decoder(features(3), TOKENS)
+    by_steps = Decoder.forward(decoder, features(3), TOKENS)
+    torch.testing.assert_close(at_once.logits, by_steps.logits, atol=1e-5, rtol=1e-4)
+    if decoder.attends:
+        torch.testing.assert_close(at_once.attention, by_steps.attention, atol=1e-5, rtol=1e-4)
+
+
+def test_the_image_matters_and_so_does_each_earlier_word(decoder):
+    logits = decoder(features(3), TOKENS).logits
+    other_image = decoder(features(3).select(torch.tensor([1, 2, 0])), TOKENS).logits
+    assert (logits[:, -1] - other_image[:, -1]).abs().max() > 1e-3
+    changed = TOKENS.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % VOCABULARY
+    other_word = decoder(features(3), changed).logits
+    assert torch.equal(logits[:, :2], other_word[:, :2])  # no word sees a later one
+    assert (logits[:, 2] - other_word[:, 2]).abs().max() > 1e-3
+
+
+def test_hypotheses_of_an_image_share_its_memory_and_do_not_mix(decoder):
+    state = decoder.init_state(features(2))
+    rows = torch.tensor([0, 0, 0, 1, 1, 1])
+    wide = select(state, rows)
+    assert all(shared.data_ptr() == own.data_ptr() for shared, own in zip(wide.memory, state.memory))
+    tokens = torch.tensor([4, 5, 6, 6, 5, 4])
+    logits, _ = decoder.step(tokens, wide)
+    for row, image in enumerate(rows):
+        alone = decoder.init_state(features(2).select(image[None]))
+        torch.testing.assert_close(logits[row], decoder.step(tokens[row : row + 1], alone)[0][0], atol=1e-5, rtol=1e-4)
+
+
+def test_an_image_alone_and_in_a_batch_gets_the_same_caption(decoder):
+    search = Beam(3, max_length=8)
+    together = search(decoder.step, decoder.init_state(features(5)))
+    for image in range(5):
+        alone = search(decoder.step, decoder.init_state(features(5).select(torch.tensor([image]))))
+        length = alone.tokens.shape[2]
+        assert torch.equal(alone.tokens[0], together.tokens[image, :, :length])
+        torch.testing.assert_close(alone.scores[0], together.scores[image], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["attention-lstm", "attention-gru", "adaptive"])
+def test_attention_is_a_share_of_the_cells(name):
+    attention = opinionated(DECODERS[name]())(features(3), TOKENS).attention
+    assert attention.shape == (3, 6, 4) and (attention >= 0).all()
+    total = attention.sum(dim=2)
+    if name == "adaptive":
+        assert (total < 1).all()  # the sentinel has the rest
+    else:
+        torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("name", ["lstm-init-1", "gru-merge-2", "attention-lstm", "adaptive"])
+def test_tied_embeddings_are_one_tensor(name):
+    decoder = DECODERS[name](tied=True)
+    assert decoder.words.out.weight is decoder.words.vectors.weight
+    torch.testing.assert_close(decoder.eval()(features(3), TOKENS).logits, Decoder.forward(decoder, features(3), TOKENS).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_decoder_trains_under_autocast_on_a_cpu(decoder, dtype):
+    decoder.train()
+    with torch.autocast("cpu", dtype):
+        output = decoder(features(3), TOKENS)
+    output.logits.float().logsumexp(-1).sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in decoder.parameters() if p.grad is not None)
+
+
+def test_vectors_fill_the_rows_of_the_words_they_have(tmp_path):
+    file = tmp_path / "glove.txt"
+    file.write_text("dog 1 2 3\nunheard 4 5 6\ncat 7 8 9\n")
+    weight = torch.randn(4, 3)
+    before = weight.clone()
+    assert read_vectors(file, ["<pad>", "cat", "bird", "dog"], weight) == 2
+    assert torch.equal(weight[[0, 2]], before[[0, 2]])
+    torch.testing.assert_close(weight[1] / weight[3], torch.tensor([7.0, 4.0, 3.0]))
+    with pytest.raises(UserError, match="line 1: 3 numbers; decoder.embedding_size=5"):
+        read_vectors(file, ["dog"], torch.randn(1, 5))
+
+
+def test_our_cells_are_torchs():
+    """Our cell keeps its input product apart; it must still be the cell everybody means."""
+    from captioning.models.decoders.attention import Cell
+
+    for kind, reference in (("gru", torch.nn.GRUCell(5, 7)), ("lstm", torch.nn.LSTMCell(5, 7))):
+        ours = Cell(kind, 7)
+        order = [1, 0, 2] if kind == "gru" else [0, 1, 3, 2]  # ours: update, reset, new and write, keep, show, new
+        weight, bias = (torch.cat([part.chunk(len(order))[i] for i in order]) for part in (reference.weight_hh, reference.bias_hh))
+        inputs, bias_in = (torch.cat([part.chunk(len(order))[i] for i in order]) for part in (reference.weight_ih, reference.bias_ih))
+        ours.from_hidden.weight.data, ours.from_hidden.bias.data = weight.data, bias.data
+        x, hidden, cell = torch.randn(2, 5), torch.randn(2, 7), torch.randn(2, 7)
+        mine, _ = ours(x @ inputs.T + bias_in, hidden, cell)
+        theirs = reference(x, hidden) if kind == "gru" else reference(x, (hidden, cell))[0]
+        torch.testing.assert_close(mine, theirs)
+
+
+assert DIMS.grid != DIMS.pooled  # else a decoder that took the wrong one would pass
