@@ -3,14 +3,16 @@
 import hydra
 from omegaconf import DictConfig
 
-from captioning.build.compose import entry_point
+from captioning.build.compose import CONFIGS, entry_point
+from captioning.errors import plain_errors
 
 
-@hydra.main(version_base="1.3", config_path="configs", config_name="train")
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="train")
 def main(config: DictConfig) -> None:
     from captioning.build.jobs import train
 
-    train(config)
+    with plain_errors():  # here too: what leaves a job, Hydra comments on
+        train(config)
 
 
 if __name__ == "__main__":

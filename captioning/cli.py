@@ -9,7 +9,7 @@ from captioning.errors import UserError, plain_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="captioning", description=__doc__.split(":")[0].strip("`"))
+    parser = argparse.ArgumentParser(prog="captioning", description="Caption files, check data, look at the installation.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     caption = commands.add_parser("caption", help="caption image files with a trained run")
@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     caption.add_argument("--device", default="auto")
     caption.add_argument("--json", action="store_true", help="one JSON object for all images")
 
-    check = commands.add_parser("check-data", help="counts, broken images, bad captions, leaks: `captioning check-data data=own data.root=DIR`")
+    check = commands.add_parser(
+        "check-data", help="counts, broken images, bad captions, leaks: `captioning check-data data=own data.root=DIR`"
+    )
     check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
     check.add_argument("--most", type=int, default=10, help="problems of a kind to list (all are counted)")
 

@@ -18,7 +18,16 @@ def report() -> list[str]:
     import torch
 
     lines = [f"captioning {captioning.__version__}, Python {platform.python_version()}, {platform.platform()}"]
-    for package in ("torch", "torchvision", "hydra-core", "omegaconf", "pycocoevalcap", "pillow", "safetensors", "tensorboard"):
+    for package in (
+        "torch",
+        "torchvision",
+        "hydra-core",
+        "omegaconf",
+        "pycocoevalcap",
+        "pillow",
+        "safetensors",
+        "tensorboard",
+    ):
         try:
             lines.append(f"  {package:14} {version(package)}")
         except PackageNotFoundError:
@@ -28,7 +37,9 @@ def report() -> list[str]:
         if importlib.util.find_spec(module) is None:
             lines.append(f"missing: {module}, for {use}: {remedy}")
     if shutil.which("java") is None:
-        lines.append("missing: java, for METEOR and SPICE and for the tests that compare our tokenizer with the original; nothing else needs it")
+        lines.append(
+            "missing: java, for METEOR and SPICE and for the tests that compare our tokenizer with the original; nothing else needs it"
+        )
     weights = os.path.join(torch.hub.get_dir(), "checkpoints")
     files = sorted(os.listdir(weights)) if os.path.isdir(weights) else []
     lines.append(f"ImageNet weights at hand in {weights}: {', '.join(files) or 'none; encoder.weights=imagenet downloads them'}")

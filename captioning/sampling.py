@@ -107,7 +107,7 @@ def away_from(found: list[Tensor], strength: float, step: Step, state: Any) -> t
 
 def log_probability(tokens: Tensor, step: Step, state: Any) -> Tensor:
     """(B, K, T) -> (B, K): the model's log p of these captions, <eos> included and <pad> not."""
-    images, K, T = tokens.shape
+    images, K, _T = tokens.shape
     state = select(state, torch.arange(images, device=tokens.device).repeat_interleave(K))
     said = torch.cat([torch.full_like(tokens[:, :, :1], BOS), tokens], dim=2).flatten(0, 1)  # (R, T + 1)
     total = torch.zeros(len(said), device=tokens.device)

@@ -33,9 +33,7 @@ DECODERS |= {
     )
     for cell in ("lstm", "gru")
 }
-DECODERS["adaptive"] = lambda **more: AdaptiveAttentionDecoder(
-    DIMS, VOCABULARY, hidden_size=7, embedding_size=6, attention_size=5, **more
-)
+DECODERS["adaptive"] = lambda **more: AdaptiveAttentionDecoder(DIMS, VOCABULARY, hidden_size=7, embedding_size=6, attention_size=5, **more)
 
 
 @pytest.fixture(params=DECODERS)
@@ -89,7 +87,15 @@ def finished(drawings, tmp_path_factory) -> Path:
     from captioning.build.jobs import Training
 
     run = tmp_path_factory.mktemp("runs") / "finished"
-    overrides = [*TINY, *CNN, *SMALL, "decoder.attention_size=8", "trainer=smoke", f"data.root={drawings}", f"run={run}"]
+    overrides = [
+        *TINY,
+        *CNN,
+        *SMALL,
+        "decoder.attention_size=8",
+        "trainer=smoke",
+        f"data.root={drawings}",
+        f"run={run}",
+    ]
     Training(as_dict(composed("train", overrides))).start()
     return run
 

@@ -79,7 +79,12 @@ def test_flickr30k(tmp_path, form):
 
 def karpathy_file(path: Path, rows) -> None:
     images = [
-        {"filename": name, "split": split, "sentences": [{"raw": f"A {name}.", "sentid": 7}], **({"filepath": folder} if folder else {})}
+        {
+            "filename": name,
+            "split": split,
+            "sentences": [{"raw": f"A {name}.", "sentid": 7}],
+            **({"filepath": folder} if folder else {}),
+        }
         for name, split, folder in rows
     ]
     path.write_text(json.dumps({"images": images, "dataset": "x"}))
@@ -88,7 +93,12 @@ def karpathy_file(path: Path, rows) -> None:
 def test_karpathys_json(tmp_path):
     pictures(tmp_path / "val2014", "v.jpg", "r.jpg", "s.jpg")
     pictures(tmp_path / "train2014", "t.jpg")
-    rows = [("v.jpg", "val", "val2014"), ("r.jpg", "restval", "val2014"), ("s.jpg", "test", "val2014"), ("t.jpg", "train", "train2014")]
+    rows = [
+        ("v.jpg", "val", "val2014"),
+        ("r.jpg", "restval", "val2014"),
+        ("s.jpg", "test", "val2014"),
+        ("t.jpg", "train", "train2014"),
+    ]
     karpathy_file(tmp_path / "dataset_coco.json", rows)
     splits = annotations.karpathy(tmp_path, "dataset_coco.json", ".")
     assert ids(splits) == {"train": ["r.jpg", "t.jpg"], "val": ["v.jpg"], "test": ["s.jpg"]}
@@ -106,7 +116,10 @@ def test_coco(tmp_path):
     for split in ("train", "val"):
         name = f"COCO_{split}2014_000000000001.jpg"
         pictures(tmp_path / f"{split}2014", name)
-        content = {"images": [{"id": 1, "file_name": name}], "annotations": [{"id": 9, "image_id": 1, "caption": "A dog."}]}
+        content = {
+            "images": [{"id": 1, "file_name": name}],
+            "annotations": [{"id": 9, "image_id": 1, "caption": "A dog."}],
+        }
         (tmp_path / "annotations" / f"captions_{split}2014.json").write_text(json.dumps(content))
     splits = annotations.coco(tmp_path)
     assert ids(splits) == {split: [f"COCO_{split}2014_000000000001.jpg"] for split in ("train", "val")}
@@ -116,7 +129,12 @@ def test_coco(tmp_path):
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_ones_own_table(tmp_path, form):
     pictures(tmp_path / "images", "a.jpg", "sub/b.jpg", "c.jpg")
-    rows = [("a.jpg", "A dog, running", "train"), ("a.jpg", "A \"big\" dog\nruns", "train"), ("sub/b.jpg", "Ein Hund läuft", "val"), ("c.jpg", "x", "test")]
+    rows = [
+        ("a.jpg", "A dog, running", "train"),
+        ("a.jpg", 'A "big" dog\nruns', "train"),
+        ("sub/b.jpg", "Ein Hund läuft", "val"),
+        ("c.jpg", "x", "test"),
+    ]
     if form == "csv":
         quote = lambda text: '"' + text.replace('"', '""') + '"'  # noqa: E731
         text = "image,caption,split\n" + "".join(f"{image},{quote(caption)},{split}\n" for image, caption, split in rows)
@@ -258,7 +276,12 @@ def test_a_picture_that_cannot_be_read_says_why(tmp_path):
     (tmp_path / "cut.jpg").write_bytes(good.read_bytes()[:300])
     (tmp_path / "text.jpg").write_text("no picture")
     Image.new("1", (13000, 13000)).save(tmp_path / "bomb.png")
-    for name, reason in (("none.jpg", "no such file"), ("cut.jpg", "cannot be decoded"), ("text.jpg", "not an image"), ("bomb.png", "13000 x 13000")):
+    for name, reason in (
+        ("none.jpg", "no such file"),
+        ("cut.jpg", "cannot be decoded"),
+        ("text.jpg", "not an image"),
+        ("bomb.png", "13000 x 13000"),
+    ):
         with pytest.raises(UserError, match=reason):
             read_image(tmp_path / name)
 

@@ -80,7 +80,10 @@ def test_weights_load_from_every_usual_file(kind, tmp_path):
     elif kind == "without classifier":
         torch.save({key: value for key, value in state.items() if not key.startswith("fc.")}, file)
     else:
-        torch.save({key: value.half() if kind == "half precision" and value.is_floating_point() else value for key, value in state.items()}, file)
+        torch.save(
+            {key: value.half() if kind == "half precision" and value.is_floating_point() else value for key, value in state.items()},
+            file,
+        )
     loaded = encoder(weights=str(file)).body.state_dict()
     torch.testing.assert_close(loaded["layer3.0.conv1.weight"], state["layer3.0.conv1.weight"], atol=1e-3, rtol=1e-3)
     assert loaded["layer3.0.conv1.weight"].dtype == torch.float32

@@ -12,7 +12,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from captioning.metrics.score import describe, score
 from captioning.metrics.tokenizer import tokenize
 
-WORDS = "a the dog cat runs on grass in park red ball with man two women white".split()
+WORDS = ["a", "the", "dog", "cat", "runs", "on", "grass", "in", "park", "red", "ball", "with", "man", "two", "women", "white"]
 
 
 def corpus(images=60):

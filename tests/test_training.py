@@ -93,7 +93,13 @@ def gradient(trainer, groups):
 def test_accumulated_batches_give_the_gradient_of_one_large_batch(train):
     from captioning.data.dataset import Batch, padded
 
-    overrides = [*ATTENTION, "decoder.dropout=0", "trainer.clip=0", "loss.doubly_stochastic=1", "loss.label_smoothing=0.1"]
+    overrides = [
+        *ATTENTION,
+        "decoder.dropout=0",
+        "trainer.clip=0",
+        "loss.doubly_stochastic=1",
+        "loss.label_smoothing=0.1",
+    ]
     whole = train(*overrides)
     large = next(whole.batches.epoch(0))
     parts = [Batch(large.images[i::3], large.tokens[i::3], large.image_ids[i::3]) for i in range(3)]
@@ -104,11 +110,28 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch(train):
 
 
 def torchrun(processes: int, run: Path, drawings: Path, *overrides: str):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=29517", "train.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={processes}",
+        "--master_port=29517",
+        "train.py",
+    ]
     if processes == 1:
         command = [sys.executable, "train.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    arguments = [*TINY, *CNN, *ATTENTION, f"data.root={drawings}", f"run={run}", "decoder.dropout=0", "trainer.epochs=1", "trainer.samples=0", *overrides]
+    arguments = [
+        *TINY,
+        *CNN,
+        *ATTENTION,
+        f"data.root={drawings}",
+        f"run={run}",
+        "decoder.dropout=0",
+        "trainer.epochs=1",
+        "trainer.samples=0",
+        *overrides,
+    ]
     result = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True, env=environment, timeout=240)
     assert result.returncode == 0, result.stdout + result.stderr
     return checkpoint.load_tensors(run / "last", "model"), checkpoint.load_state(run / "last")["progress"]
@@ -135,7 +158,9 @@ def test_validation_is_free_running_and_sees_raw_references(train):
         return torch.nn.functional.one_hot(token, len(vocabulary)).float() * 50, state
 
     decoder.step = says_the_word_before_again
-    decoder.forward = lambda features, tokens: DecoderOutput(torch.nn.functional.one_hot(tokens.roll(-1, 1), len(vocabulary)).float() * 50, None)
+    decoder.forward = lambda features, tokens: DecoderOutput(
+        torch.nn.functional.one_hot(tokens.roll(-1, 1), len(vocabulary)).float() * 50, None
+    )
     evaluation = evaluator(trainer.model)
     assert evaluation.metrics["loss"] < 2.5  # teacher forcing is nearly perfect, but for the last word of each row
     assert evaluation.metrics["bleu1"] < 0.2
@@ -163,7 +188,15 @@ def test_the_best_checkpoint_keeps_the_best_weights_not_the_latest(train):
 
 
 def test_a_run_without_progress_stops_early(train):
-    trainer = train("decoder=lstm", *SMALL, "optimizer=sgd", "optimizer.lr=1e-12", "trainer.epochs=9", "trainer.patience=2", "trainer.samples=0")
+    trainer = train(
+        "decoder=lstm",
+        *SMALL,
+        "optimizer=sgd",
+        "optimizer.lr=1e-12",
+        "trainer.epochs=9",
+        "trainer.patience=2",
+        "trainer.samples=0",
+    )
     trainer.fit()
     assert trainer.progress.epoch == 3
 
@@ -212,7 +245,11 @@ def test_the_average_follows_the_weights_and_steps_aside():
 def test_schedules_warm_up_and_come_down():
     assert [Schedule(warmup=4).factor(step, 100, 10) for step in (0, 1, 3, 50)] == [0.25, 0.5, 1.0, 1.0]
     cosine = Cosine(warmup=10, floor=0.1)
-    assert cosine.factor(10, 110, 10) == 1.0 and cosine.factor(60, 110, 10) == pytest.approx(0.55) and cosine.factor(110, 110, 10) == pytest.approx(0.1)
+    assert (
+        cosine.factor(10, 110, 10) == 1.0
+        and cosine.factor(60, 110, 10) == pytest.approx(0.55)
+        and cosine.factor(110, 110, 10) == pytest.approx(0.1)
+    )
     assert [StepDecay(every=2, gamma=0.5).factor(step, 99, 10) for step in (0, 19, 20, 40)] == [1, 1, 0.5, 0.25]
     plateau = Plateau(patience=2, gamma=0.5)
     factors = []
@@ -286,7 +323,15 @@ def test_tensorboard_has_the_curves_the_samples_and_the_settings(train):
     trainer.fit()
     events = EventAccumulator(str(trainer.run / "tensorboard"), size_guidance={"tensors": 0}).Reload()
     scalars = set(events.Tags()["scalars"])
-    assert {"train/loss", "train/lr_0", "train/gradient_norm", "train/words_per_second", "val/bleu4", "val/loss", "hparam/cider"} <= scalars
+    assert {
+        "train/loss",
+        "train/lr_0",
+        "train/gradient_norm",
+        "train/words_per_second",
+        "val/bleu4",
+        "val/loss",
+        "hparam/cider",
+    } <= scalars
     assert events.Tags()["images"] == ["val/samples"] and "val/samples/text_summary" in events.Tags()["tensors"]
     assert not [path for path in (trainer.run / "tensorboard").iterdir() if path.is_dir()]  # hparams made no stray run
 

@@ -10,6 +10,7 @@ from captioning.data.images import read_image
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.models.caption_model import CaptionModel
+from captioning.models.features import Inputs
 from captioning.search import BOS, PAD, Search
 from captioning.training.evaluate import to_device
 from captioning.training.logger import Logger
@@ -30,7 +31,12 @@ class SamplePictures:
 
 
 def captioned_pictures(
-    model: CaptionModel, images: ReferenceImages, count: int, transform: Transform, vocabulary: Vocabulary, search: Search
+    model: CaptionModel,
+    images: ReferenceImages,
+    count: int,
+    transform: Transform,
+    vocabulary: Vocabulary,
+    search: Search,
 ) -> tuple[Image.Image, list[str]]:
     """The first `count` pictures with their captions (and attention), and lines of text with the references."""
     batch = images.__getitems__(range(min(count, len(images.records))))
@@ -43,12 +49,16 @@ def captioned_pictures(
         caption = vocabulary.decode(tokens[row].tolist())
         picture = transform.picture(read_image(record.path))
         strips.append(strip(picture, caption, None if attention is None else attention[row]))
-        lines += [f"\n{record.image_id}", f"  caption:   {caption}", *(f"  reference: {text}" for text in record.captions)]
+        lines += [
+            f"\n{record.image_id}",
+            f"  caption:   {caption}",
+            *(f"  reference: {text}" for text in record.captions),
+        ]
     page = stacked(strips) if attention is not None else sheet(strips, columns=2)
     return page, lines
 
 
-def attention_over(model: CaptionModel, images: Tensor, tokens: Tensor) -> Tensor | None:
+def attention_over(model: CaptionModel, images: Inputs, tokens: Tensor) -> Tensor | None:
     """(B, T, N): where each word of these captions (B, T) looked; None for a decoder that does not attend."""
     bos = torch.full_like(tokens[:, :1], BOS)
     return model.decoder(model.encoder(images), torch.cat([bos, tokens[:, :-1].clamp(min=PAD)], dim=1)).attention

@@ -43,7 +43,9 @@ class FeatureStore:
         except (OSError, ValueError) as error:
             raise UserError(f"feature cache {folder}: damaged ({error}); remove the folder to have it made again") from None
         if not len(names) == len(self.grid) == len(self.pooled):
-            raise UserError(f"feature cache {folder}: {len(names)} names for {len(self.grid)} images; remove the folder to have it made again")
+            raise UserError(
+                f"feature cache {folder}: {len(names)} names for {len(self.grid)} images; remove the folder to have it made again"
+            )
         self.rows = {name: row for row, name in enumerate(names)}
         self.dims = FeatureDims(self.grid.shape[2], self.pooled.shape[1])
 

@@ -72,7 +72,8 @@ def summary(splits: Splits, min_count: int) -> list[str]:
         each = Counter(len(record.captions) for record in records)
         number = "/".join(str(count) for count in sorted(each)) or "0"
         mean = sum(lengths) / max(1, len(lengths))
-        lines.append(f"{split:6} {len(records):7,} images  {len(captions):8,} captions ({number} each)  {mean:.1f} words, at most {max(lengths, default=0)}")
+        counts = f"{split:6} {len(records):7,} images  {len(captions):8,} captions ({number} each)"
+        lines.append(f"{counts}  {mean:.1f} words, at most {max(lengths, default=0)}")
     texts = {split: [caption for record in records for caption in record.captions] for split, records in splits.items()}
     if texts.get("train"):
         vocabulary = Vocabulary.build(texts["train"], min_count)

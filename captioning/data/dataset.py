@@ -81,9 +81,7 @@ class TrainingBatches:
         self.seed, self.rank, self.world = seed, rank, world
 
     def order(self, epoch: int) -> list[list[int]]:
-        return batches(
-            self.captions.lengths, self.batch_size, seed=self.seed, epoch=epoch, rank=self.rank, world=self.world
-        )
+        return batches(self.captions.lengths, self.batch_size, seed=self.seed, epoch=epoch, rank=self.rank, world=self.world)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         keys = [[(self.seed, epoch, index) for index in batch] for batch in self.order(epoch)[start:]]

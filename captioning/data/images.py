@@ -8,7 +8,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioning.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # named, so that no other decoder (EPS: Ghostscript) ever starts
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+)  # named, so that no other decoder (EPS: Ghostscript) ever starts
 MAX_PIXELS = 50_000_000
 
 

@@ -35,9 +35,9 @@ class Data:
             missing = [record for record in splits[split] if not record.path.is_file()]
             if missing:
                 first, count = missing[0].path, len(missing)
-                raise UserError(f"{first}: no such file, and so with {count} of {len(splits[split])} {split} images; see `captioning check-data`")
+                raise UserError(
+                    f"{first}: no such file, and so with {count} of {len(splits[split])} {split} images; see `captioning check-data`"
+                )
             if bare := next((record for record in splits[split] if not any(map(str.strip, record.captions))), None):
                 raise UserError(f"image {bare.image_id} of the {split} split has no caption: see `captioning check-data`")
         return splits
-
-

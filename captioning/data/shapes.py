@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from captioning.data.annotations import table
 from captioning.data.records import Splits
+from captioning.errors import UserError
 from captioning.kinds import Count
 from captioning.randomness import seed_for
 
@@ -139,14 +140,23 @@ def shapes(root: str | Path, train: Count = 3000, val: Count = 200, test: Count 
     """Read the drawings of these settings below `root`; draw them first if they are not there. The same settings draw the same files."""
     folder = Path(root) / f"{train}-{val}-{test}-{size}px-s{seed}"
     if not folder.exists():
+        draw_all(folder, {"train": train, "val": val, "test": test}, size, seed)
+    return table(folder, "captions.jsonl")
+
+
+def draw_all(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:
+    """Aside, then put in place at once: two processes may want the same drawings."""
+    try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         unfinished = Path(tempfile.mkdtemp(prefix=".drawing-", dir=folder.parent))
-        write(unfinished, {"train": train, "val": val, "test": test}, size, seed)
-        try:
-            os.rename(unfinished, folder)
-        except OSError:  # another process finished the same drawings first
+        write(unfinished, counts, size, seed)
+        if folder.exists():  # the other process was first
             shutil.rmtree(unfinished)
-    return table(folder, "captions.jsonl")
+        else:
+            os.rename(unfinished, folder)
+    except OSError as error:
+        if not folder.exists():
+            raise UserError(f"data.root={folder.parent}: the drawings cannot be written there ({error.strerror})") from None
 
 
 def write(folder: Path, counts: dict[str, int], size: int, seed: int) -> None:

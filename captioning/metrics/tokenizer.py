@@ -3,13 +3,22 @@
 import re
 
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}  # upper in the stop list: they survive
-ABBREVIATIONS = "mr mrs ms dr st jr sr prof gen col lt sgt rev vs etc inc co corp ltd ave blvd rd no jan feb mar apr jun jul aug sep sept oct nov dec"
+BRACKETS = {
+    "(": "-lrb-",
+    ")": "-rrb-",
+    "[": "-lsb-",
+    "]": "-rsb-",
+    "{": "-lcb-",
+    "}": "-rcb-",
+}  # upper in the stop list: they survive
+ABBREVIATIONS = (
+    "mr mrs ms dr st jr sr prof gen col lt sgt rev vs etc inc co corp ltd ave blvd rd no jan feb mar apr jun jul aug sep sept oct nov dec"
+)
 TOKEN = re.compile(
     r"""
     https?://\S+ | www\.\S+ | \S+@\S+\.\w+
-  | (?:[a-z]\.){2,}                                             # u.s.
-  | (?:%s)\.(?=\s+\S)                                           # st. mary
+  | (?:[a-z]\.){{2,}}                                             # u.s.
+  | (?:{})\.(?=\s+\S)                                           # st. mary
   | (?:can)(?=not\b) | (?:gon)(?=na\b) | (?:wan)(?=na\b) | (?:got)(?=ta\b)
   | \$ | \#
   | [+-]?\d+(?:[.,:/]\d+)+ | [+-]\d+
@@ -19,8 +28,7 @@ TOKEN = re.compile(
   | [^\W_]+(?:(?:[-_]|(?<=\w)&(?=\w))[^\W_]+)*
   | \.\.\.+ | --+ | ``|''
   | \S
-    """
-    % "|".join(ABBREVIATIONS.split()),
+    """.format("|".join(ABBREVIATIONS.split())),
     re.VERBOSE,
 )
 
@@ -28,5 +36,5 @@ TOKEN = re.compile(
 def tokenize(caption: str) -> list[str]:
     """Tokens of one caption."""
     text = caption.lower().replace("’", "'").replace("“", '"').replace("”", '"')
-    tokens = [BRACKETS.get(token, token) for token in TOKEN.findall(text)]
+    tokens = [BRACKETS.get(token, token) for token in (match.group() for match in TOKEN.finditer(text))]
     return [token for token in tokens if token not in PUNCTUATION and token != '"']

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from captioning.models.decoders.base import Decoder, DecoderOutput
 from captioning.models.encoders import Encoder
+from captioning.models.features import Inputs
 from captioning.search import Hypotheses, Search
 
 
@@ -13,11 +14,11 @@ class CaptionModel(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
-    def forward(self, images: Tensor, tokens: Tensor) -> DecoderOutput:
+    def forward(self, images: Inputs, tokens: Tensor) -> DecoderOutput:
         """Teacher forcing: images and tokens (B, T), <bos> first -> logits for tokens[:, 1:]."""
         return self.decoder(self.encoder(images), tokens[:, :-1])
 
     @torch.inference_mode()
-    def generate(self, images: Tensor, search: Search) -> Hypotheses:
+    def generate(self, images: Inputs, search: Search) -> Hypotheses:
         """Free running. The model must be in eval mode."""
         return search(self.decoder.step, self.decoder.init_state(self.encoder(images)))

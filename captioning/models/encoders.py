@@ -1,5 +1,6 @@
 """Encoders: from images to features. One adapter serves every torchvision classification CNN; `SmallCNN` is for drawings."""
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -12,8 +13,18 @@ from captioning.models.features import FeatureDims, ImageFeatures
 from captioning.models.weights import download_imagenet, load_weights
 
 LAYERS = {  # names people use for torchvision's layers; any other node of the network may be named as torchvision names it
-    "vgg16": {"block5_conv3": "features.29", "block5_pool": "features.30", "fc1": "classifier.1", "fc2": "classifier.4"},
-    "vgg19": {"block5_conv4": "features.35", "block5_pool": "features.36", "fc1": "classifier.1", "fc2": "classifier.4"},
+    "vgg16": {
+        "block5_conv3": "features.29",
+        "block5_pool": "features.30",
+        "fc1": "classifier.1",
+        "fc2": "classifier.4",
+    },
+    "vgg19": {
+        "block5_conv4": "features.35",
+        "block5_pool": "features.36",
+        "fc1": "classifier.1",
+        "fc2": "classifier.4",
+    },
 }
 
 
@@ -48,7 +59,7 @@ class SmallCNN(Encoder):
         super().__init__()
         widths = (3, channels // 4, channels // 2, channels)
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in itertools.pairwise(widths):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(4, channels), nn.ReLU()]
         self.body = nn.Sequential(*layers).to(memory_format=torch.channels_last)

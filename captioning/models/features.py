@@ -21,3 +21,7 @@ class ImageFeatures(NamedTuple):
 
     def select(self, rows: Tensor) -> "ImageFeatures":
         return ImageFeatures(self.grid[rows], self.pooled[rows])
+
+
+Inputs = Tensor | ImageFeatures
+"""What a model takes: images (B, 3, h, w), or the features that a cache has of them."""

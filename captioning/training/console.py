@@ -26,12 +26,20 @@ def progress(title: str, total: int, start: int = 0, visible: bool = True) -> It
     if not visible:
         yield lambda amount=1, note="": None
     elif sys.stdout.isatty():
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
         with Progress(*columns, console=Console(), transient=True) as bar:
             task = bar.add_task(title, total=total, completed=start, note="")
 
             def advance(amount: int = 1, note: str = "") -> None:
-                bar.update(task, advance=amount, **({"note": note} if note else {}))
+                bar.update(task, advance=amount)
+                if note:
+                    bar.update(task, note=note)
 
             yield advance
     else:

@@ -5,13 +5,12 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from captioning.data.dataset import ReferenceBatches
 from captioning.data.vocabulary import Vocabulary
 from captioning.metrics.score import describe, score
 from captioning.models.caption_model import CaptionModel
-from captioning.models.features import ImageFeatures
+from captioning.models.features import ImageFeatures, Inputs
 from captioning.search import Search
 from captioning.training.distributed import World
 from captioning.training.losses import cross_entropy
@@ -22,7 +21,7 @@ class Evaluation(NamedTuple):
     captions: dict[str, str]  # image id -> caption
 
 
-def to_device(images: Tensor | ImageFeatures, device: torch.device) -> Tensor | ImageFeatures:
+def to_device(images: Inputs, device: torch.device) -> Inputs:
     if isinstance(images, ImageFeatures):
         return ImageFeatures(*(part.to(device, non_blocking=True).float() for part in images))
     return images.to(device, non_blocking=True)

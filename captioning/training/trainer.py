@@ -93,7 +93,14 @@ class Trainer:
         hparams: dict[str, Any],
     ):
         self.settings, self.model, self.loss, self.optimizer, self.schedule = settings, model, loss, optimizer, schedule
-        self.batches, self.evaluator, self.logger, self.world, self.run, self.seed = batches, evaluator, logger, world, run, seed
+        self.batches, self.evaluator, self.logger, self.world, self.run, self.seed = (
+            batches,
+            evaluator,
+            logger,
+            world,
+            run,
+            seed,
+        )
         self.show, self.hparams = show, hparams
         self.progress = Progress()
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.precision == "fp16")
@@ -165,7 +172,11 @@ class Trainer:
                     mean = losses.item() / settings.log_every
                     self.logger.scalars(
                         at.step,
-                        {"train/loss": mean, "train/gradient_norm": norm.item(), "train/words_per_second": spoken.item() / (now - began)}
+                        {
+                            "train/loss": mean,
+                            "train/gradient_norm": norm.item(),
+                            "train/words_per_second": spoken.item() / (now - began),
+                        }
                         | {f"train/lr_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)},
                     )
                     advance(0, f"loss {mean:.3f}")
@@ -261,7 +272,11 @@ class Trainer:
         if not self.world.is_main:
             return
         tensors = {"model": self.weights()} | ({"average": self.average.average} if self.average.average else {})
-        state = {"progress": asdict(self.progress), "schedule": self.schedule.state(), "scaler": self.scaler.state_dict()}
+        state = {
+            "progress": asdict(self.progress),
+            "schedule": self.schedule.state(),
+            "scaler": self.scaler.state_dict(),
+        }
         checkpoint.save(self.run / "last", tensors=tensors, optimizer=self.optimizer.state_dict(), state=state)
 
     def resume(self) -> None:

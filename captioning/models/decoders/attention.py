@@ -1,4 +1,4 @@
-"""Soft attention over the grid: Xu et al. 2015, "Show, Attend and Tell". What does not depend on the recurrence stays out of the time loop."""
+"""Soft attention over the grid: Xu et al. 2015, "Show, Attend and Tell". The time loop has only what depends on the recurrence."""
 
 from typing import Literal, NamedTuple
 

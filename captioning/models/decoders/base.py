@@ -1,13 +1,13 @@
 """What every decoder is: `step` defines it, `forward` may only be faster. Plus words in and words out, which all decoders share."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from captioning.models.features import ImageFeatures
 
-State = tuple
+State = Any
 """A NamedTuple per decoder. Its first field, `memory`, is a tuple of tensors with one row an image: what an image's hypotheses
 share and is never copied for them. Every other field has one row a hypothesis."""
 

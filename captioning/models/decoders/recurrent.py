@@ -74,8 +74,8 @@ class RecurrentDecoder(Decoder):
     def read(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Any number of words at once: (B*K, T) -> (B*K, T, V)."""
         x = self.words.embed(tokens)
-        x, state = self.run(beside(*state.memory, x) if self.injection == "par" else x, state)
-        return self.words.logits(beside(*state.memory, x) if self.injection == "merge" else x), state
+        x, state = self.run(beside(state.memory[0], x) if self.injection == "par" else x, state)
+        return self.words.logits(beside(state.memory[0], x) if self.injection == "merge" else x), state
 
     def run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         usable = x.device.type != "cpu" or torch.get_autocast_dtype("cpu") != torch.float16  # a CPU has no cells in fp16
