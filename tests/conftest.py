@@ -73,7 +73,8 @@ def train(drawings, tmp_path, monkeypatch):
         from captioning.training.distributed import open_world
 
         encoder = [] if any(word.startswith("encoder=") for word in overrides) else CNN
-        config = as_dict(composed("train", [*TINY, *encoder, f"data.root={drawings}", f"run={run}", *overrides]))
+        tiny = [word for word in TINY if "reader" not in word] if any(word.startswith("data=") for word in overrides) else TINY
+        config = as_dict(composed("train", [*tiny, *encoder, f"data.root={drawings}", f"run={run}", *overrides]))
         check(config)
         return Training(config).trainer(open_world("cpu"))
 

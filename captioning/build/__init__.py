@@ -1,0 +1,1 @@
+"""Config to objects. The only package, beside the entry points, that knows Hydra and OmegaConf."""

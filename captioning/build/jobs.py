@@ -1,0 +1,197 @@
+"""What train.py and eval.py do."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from captioning.build.compose import as_dict
+from captioning.build.schema import check
+from captioning.errors import UserError
+
+
+def train(config: DictConfig) -> None:
+    """Train one run to its end, from where it was. The same command goes on."""
+    settings = as_dict(config)
+    check(settings)
+    if settings["run"] is None:
+        from captioning.build.runs import default_directory
+
+        hydra = HydraConfig.get()
+        settings["run"] = str(default_directory(dict(hydra.runtime.choices), list(hydra.overrides.task), settings["seed"]))
+    Training(settings).start()
+
+
+class Training:
+    """Puts a run together from its settings, cheap things first, so that a mistake shows before anything is read."""
+
+    def __init__(self, config: dict[str, Any]):
+        from captioning.build.objects import make, make_data, make_optimizer, make_settings
+        from captioning.build.runs import refuse_another
+        from captioning.training.distributed import find_device
+
+        self.config, self.run = config, Path(config["run"])
+        refuse_another(self.run, config)
+        self.settings = make_settings(config)
+        self.data = make_data(config)
+        self.search, self.loss = make("search", config["search"]), make("loss", config["loss"])
+        self.schedule = make("scheduler", config["scheduler"])
+        make_optimizer(config, None)
+        find_device(config["device"])
+
+    def start(self) -> None:
+        from captioning.training.console import say
+        from captioning.training.distributed import open_world
+
+        world = open_world(self.config["device"])
+        trainer = self.trainer(world)
+        evaluation = trainer.fit()
+        if world.is_main:
+            if evaluation is None:
+                say(f"{self.run} is finished: trainer.epochs={trainer.progress.epoch} were trained. Raise trainer.epochs to go on")
+            say(f"next: python eval.py run={self.run}   or: captioning caption IMAGE --run {self.run}")
+        world.close()
+
+    def trainer(self, world: Any) -> Any:
+        import torch
+
+        from captioning.analysis.samples import SamplePictures
+        from captioning.build.objects import make, make_encoder, make_model, make_optimizer
+        from captioning.build.runs import flat, prepare
+        from captioning.cache.features import FeatureSource
+        from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
+        from captioning.data.vocabulary import Vocabulary
+        from captioning.models.encoders import GivenFeatures
+        from captioning.models.vectors import read_vectors
+        from captioning.training.console import say
+        from captioning.training.evaluate import Evaluator
+        from captioning.training.logger import NoLogger
+        from captioning.training.trainer import Trainer, autocast
+
+        config, data, settings, seed = self.config, self.data, self.settings, self.config["seed"]
+        torch.use_deterministic_algorithms(settings.deterministic)
+        splits = data.read("train", "val")
+        texts = [caption for record in splits["train"] for caption in record.captions]
+        vocabulary = Vocabulary.build(texts, data.min_count)
+        encoder = make_encoder(config, seed)
+        store = self.features(encoder, [*splits["train"], *splits["val"]], world)
+        model = make_model(config, GivenFeatures(encoder.dims) if store else encoder, vocabulary, seed)
+        if config["vectors"] is not None:
+            found = read_vectors(Path(config["vectors"]), vocabulary.words, model.decoder.words.vectors.weight)
+            say(f"vectors: {found} of {len(vocabulary)} words have one")
+        if world.is_main:
+            prepare(self.run, config, vocabulary, encoder)
+            unknown = vocabulary.unknown_rate(caption for record in splits["val"] for caption in record.captions)
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            say(f"run {self.run} on {world.device}{f', {world.size} processes' if world.size > 1 else ''}")
+            say(f"{len(splits['train'])} training images, {len(texts)} captions; {len(splits['val'])} validation images")
+            say(f"{len(vocabulary)} words; {unknown:.1%} of the validation words are not among them; {trained / 1e6:.1f} M trained parameters")
+        model.to(world.device)
+        if settings.compile:
+            model.encoder.compile()
+            model.decoder.compile_parts()
+        source = FeatureSource(store, model.decoder.attends) if store else ImageSource(data.transform)
+        ranks = {"rank": world.rank, "world": world.size}
+        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, source)
+        images = ReferenceImages(splits["val"], vocabulary, data.max_length, source)
+        return Trainer(
+            settings,
+            model=model,
+            loss=self.loss,
+            optimizer=make_optimizer(config, model),
+            schedule=self.schedule,
+            batches=TrainingBatches(captions, data.batch_size, seed=seed, workers=data.workers, **ranks),
+            evaluator=Evaluator(
+                ReferenceBatches(images, data.batch_size, workers=data.workers, **ranks),
+                vocabulary=vocabulary,
+                search=self.search,
+                world=world,
+                autocast=lambda: autocast(world.device, settings.precision),
+            ),
+            logger=make("logger", config["logger"]) if world.is_main else NoLogger(),
+            world=world,
+            run=self.run,
+            seed=seed,
+            show=SamplePictures(images, settings.samples, data.transform, vocabulary, self.search),
+            hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
+        )
+
+
+    def features(self, encoder: Any, records: Any, world: Any) -> Any:
+        """The store of a frozen encoder's features, extracted if it is not there; None where training computes them."""
+        from captioning.cache.features import FeatureStore, distinct, extract, key_of
+        from captioning.training.console import progress, say
+
+        choice, changing = self.config["features"], None
+        if not encoder.is_frozen:
+            changing = "the encoder is trained"
+        elif self.data.transform.is_random:
+            changing = "training pictures are augmented (data.transform.flip, data.transform.zoom)"
+        if choice == "on" and changing:
+            raise UserError(f"features=on: features cannot be kept while {changing}; allowed: auto, off")
+        if choice == "off" or changing:
+            return None
+        records = distinct(records)
+        key = key_of({k: v for k, v in self.config["encoder"].items() if k != "weights"}, encoder, self.data.transform, records)
+        folder = Path(os.environ.get("CAPTIONING_CACHE", "cache")) / "features" / key
+        if world.is_main and not folder.exists():
+            say(f"extracting the features of {len(records)} images, once, into {folder} (features=off does without)")
+            with progress("features", len(records)) as advance:
+                extract(folder, encoder, records, self.data.transform, device=world.device, workers=self.data.workers, progress=advance)
+        world.gather(None)  # the other ranks wait
+        return FeatureStore(folder)
+
+
+def evaluate(config: DictConfig) -> None:
+    """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
+    settings = as_dict(config)
+    check(settings)
+    import torch
+
+    from captioning.analysis.samples import captioned_pictures
+    from captioning.build.objects import make
+    from captioning.build.runs import load_run
+    from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages
+    from captioning.training.console import progress, say
+    from captioning.training.distributed import World, find_device
+    from captioning.training.evaluate import Evaluator, warning_of_collapse
+    from captioning.training.trainer import autocast
+
+    search = make("search", settings["search"])
+    device = find_device(settings["device"])
+    run = load_run(Path(settings["run"]), device)
+    changes = {key: value for key, value in settings["data"].items() if value is not None}
+    node = run.config["data"] | changes
+    if "root" in changes and "root" in node["reader"]:
+        node["reader"] = node["reader"] | {"root": changes["root"]}
+    data = make("data", node)
+    records = data.read(settings["split"])[settings["split"]]
+    images = ReferenceImages(records, run.vocabulary, data.max_length, ImageSource(data.transform))
+    evaluator = Evaluator(
+        ReferenceBatches(images, data.batch_size, workers=data.workers),
+        vocabulary=run.vocabulary,
+        search=search,
+        world=World(device),
+        autocast=lambda: autocast(device, settings["precision"]),
+    )
+    with progress(f"captioning {settings['split']}", len(records)) as advance:
+        evaluation = evaluator(run.model, advance)
+    folder = Path(settings["out"] or run.path)
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
+    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics | about, indent=1) + "\n")
+    (folder / "captions.json").write_text(json.dumps(evaluation.captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    if settings["show"]:
+        with torch.inference_mode():
+            page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)
+        say("\n".join(lines))
+        page.save(folder / "samples.png")
+        say(f"\n{folder / 'samples.png'} shows them{' and where attention looked' if run.model.decoder.attends else ''}\n")
+    for name, value in evaluation.metrics.items():
+        say(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
+    say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
+    if warning := warning_of_collapse(evaluation.metrics):
+        say(f"warning: {warning}")

@@ -1,0 +1,138 @@
+"""A run directory: all that is needed to go on, to caption, to serve and to report."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from safetensors.torch import load_file, save_file
+from yaml import YAMLError
+
+import captioning
+from captioning.build.objects import make, make_encoder, make_model
+from captioning.build.schema import check_targets
+from captioning.data.transforms import Transform
+from captioning.data.vocabulary import Vocabulary
+from captioning.errors import UserError
+from captioning.models.caption_model import CaptionModel
+from captioning.models.encoders import Encoder
+from captioning.training import checkpoint
+from captioning.training.trainer import load_weights
+
+FORMAT = 1  # of a run directory; raised when an older program could misread a newer one
+MAY_CHANGE = {  # between a run's start and its going on
+    "run", "device", "features", "logger", "data.root", "data.reader.root", "data.workers",
+    "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.log_every", "trainer.samples",
+}  # fmt: skip
+NOT_IN_NAME = ("run", "seed", "device", "features", "data.root", "data.workers", "encoder.weights", "trainer.", "logger", "hydra")
+
+
+class Run(NamedTuple):
+    path: Path
+    config: dict[str, Any]
+    model: CaptionModel  # in eval mode
+    vocabulary: Vocabulary
+    transform: Transform
+
+
+def default_directory(choices: dict[str, str], overrides: list[str], seed: int) -> Path:
+    """`runs/<data>-<encoder>-<decoder>[-<key>=<value>...]-s<seed>`: without a time stamp, so that the same command finds it again.
+
+    Settings changed on the command line are part of the name (what decides how, not what, to train is not), so that the members of a
+    sweep never meet in one folder.
+    """
+    parts = [choices["data"], choices["encoder"], choices["decoder"]]
+    for override in sorted(overrides):
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in ("data", "encoder", "decoder") or any(key == name or key.startswith(f"{name.rstrip('.')}.") for name in NOT_IN_NAME):
+            continue
+        parts.append(f"{key.rpartition('.')[2]}={Path(value).name}")
+    name = "-".join([*parts, f"s{seed}"])
+    return Path("runs") / "".join(letter if letter.isalnum() or letter in "-_=.," else "_" for letter in name)[:200]
+
+
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {path: node}
+    return {key: value for name, child in node.items() for key, value in flat(child, f"{path}.{name}" if path else name).items()}
+
+
+def prepare(path: Path, config: dict[str, Any], vocabulary: Vocabulary, encoder: Encoder) -> None:
+    """Write what does not change in training. A frozen encoder's weights are kept here once, not in every checkpoint."""
+    path.mkdir(parents=True, exist_ok=True)
+    if (path / "config.yaml").exists():
+        return
+    if encoder.is_frozen:
+        save_file(checkpoint.apart(encoder.state_dict()), path / "encoder.safetensors")
+    vocabulary.save(path / "vocabulary.json")
+    (path / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
+    OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
+    (path / "config.yaml.new").rename(path / "config.yaml")  # last: what has a config is a run
+
+
+def refuse_another(path: Path, config: dict[str, Any]) -> None:
+    """The same directory may only go on with the same settings. Raises UserError naming the first that differ."""
+    if not (path / "config.yaml").exists():
+        return
+    before, now = flat(read_config(path)), flat(config)
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    changed = sorted(key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE))
+    if changed:
+        key = changed[0]
+        more = f" (and {', '.join(changed[1:4])})" if changed[1:] else ""
+        raise UserError(f"{path} was trained with {key}={before.get(key)}, this is {key}={now.get(key)}{more}: give another run=DIR")
+
+
+def environment() -> dict[str, Any]:
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+    return {
+        "format": FORMAT,
+        "captioning": captioning.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "commit": git.stdout.strip() or None,
+        "command": " ".join(sys.argv),
+    }
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The config of a run directory, of this format. Raises UserError where it is not one."""
+    if not (path / "config.yaml").is_file():
+        raise UserError(f"run={path}: not a run directory (no config.yaml there); train.py makes one")
+    try:
+        version = json.loads((path / "env.json").read_text())["format"]
+        config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=False)
+    except (OSError, ValueError, KeyError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"run={path}: not a whole run directory ({reason})") from None
+    if version != FORMAT:
+        raise UserError(f"run={path}: a run directory of format {version}; this version of captioning ({captioning.__version__}) reads {FORMAT}")
+    if not isinstance(config, dict):
+        raise UserError(f"run={path}: config.yaml holds no settings")
+    return {str(key): value for key, value in config.items()}
+
+
+def load_run(path: Path, device: torch.device) -> Run:
+    """The trained model of a run, from the directory alone: the best checkpoint, or the last where none is best yet."""
+    config = read_config(path)
+    check_targets(config)
+    folder = checkpoint.find(path / "best") or checkpoint.find(path / "last")
+    if folder is None:
+        raise UserError(f"run={path}: has no checkpoint yet")
+    checkpoint.verify(folder)
+    vocabulary = Vocabulary.load(path / "vocabulary.json")
+    weightless = {"weights": "none"} if "weights" in config["encoder"] else {}
+    encoder = make_encoder({"encoder": config["encoder"] | weightless}, seed=0)
+    model = make_model(config, encoder, vocabulary, seed=0)
+    weights = checkpoint.load_tensors(folder, "model")
+    if (path / "encoder.safetensors").exists():
+        encoder.load_state_dict(load_file(path / "encoder.safetensors"))
+    load_weights(model, weights, path)
+    return Run(path, config, model.to(device).eval(), vocabulary, make("data.transform", config["data"]["transform"]))
