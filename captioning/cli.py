@@ -52,6 +52,9 @@ def run_caption(options: argparse.Namespace) -> None:
     run = load_run(options.run, device)
     if options.attention and not run.model.decoder.attends:
         raise UserError(f"--attention {options.attention}: the decoder of {options.run} does not attend; attention and adaptive do")
+    out = options.attention
+    if out and (out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or not out.absolute().parent.is_dir()):
+        raise UserError(f"--attention {out}: must be a .png, .jpg or .webp file in a folder that exists")
     search = Beam(options.beam_size, options.max_length)
     result, strips, refused = {}, [], []
     for path in options.images:
@@ -91,7 +94,13 @@ def run_check(options: argparse.Namespace) -> None:
     config = as_dict(composed("train", options.overrides))
     check(config)
     data = make_data(config)
-    splits = data.reader()
+    if not Path(data.root).is_dir() and "shapes" not in config["data"]["reader"]["_target_"]:
+        raise UserError(f"data.root={data.root}: no such folder")
+    try:
+        splits = data.reader()
+    except UserError as error:
+        print(f"not readable: {error}")
+        sys.exit(1)
     print("\n".join(summary(splits, data.min_count)))
     with progress("reading images", sum(map(len, splits.values()))) as advance:
         problems = check_splits(splits, advance)

@@ -63,6 +63,11 @@ TRAIN = {
     "a model that is not there": (["encoder=torchvision", "encoder.name=resnet19", "encoder.grid=x"], ["encoder.name=resnet19", "Did you mean"]),
     "a value that must be given": (["encoder=torchvision"], ["encoder.name", "must be given"]),
     "vectors that are not there": (["vectors=glove.txt"], ["vectors=glove.txt", "cannot be read"]),
+    "no decoder at all": (["decoder=null"], ["decoder=null", "configs/decoder/"]),
+    "a decoder taken away": (["~decoder"], ["decoder=None", "configs/decoder/"]),
+    "a device with a wrong number": (["device=cpu:foo"], ["device=cpu:foo", "allowed: auto, cpu"]),
+    "a network that is no CNN": (["encoder=torchvision", "encoder.name=vit_b_16", "encoder.grid=encoder", "encoder.weights=none"], ["does not take pictures of any size"]),
+    "a network that does not classify": (["encoder=torchvision", "encoder.name=fasterrcnn_resnet50_fpn", "encoder.grid=x"], ["torchvision has no such model"]),
     "a word count nobody reaches": (["data.min_count=100000"], ["data.min_count=100000", "no word"]),
 }  # fmt: skip
 
@@ -80,6 +85,17 @@ def test_a_mistake_in_training_is_one_plain_sentence(mistake, drawings, tmp_path
     for part in expected:
         assert part in message, message
     assert not (tmp_path / "run").exists()  # nothing was begun
+
+
+def test_other_data_in_the_same_run_directory_is_refused(finished, tmp_path, monkeypatch, capsys):
+    run_copy = copied(finished, tmp_path)
+    edited(run_copy / "env.json", data="another")
+    from captioning.build.runs import read_config
+
+    overrides = [f"{key}={value}" for key, value in (("data.root", read_config(finished)["data"]["root"]), ("run", run_copy))]
+    tiny = [*TINY, *CNN, *SMALL, "decoder.attention_size=8", "trainer=smoke", *overrides]
+    code, message = run("train", tiny, monkeypatch, capsys)
+    assert code == 2 and "was trained with other images or captions" in message
 
 
 def test_another_setting_in_the_same_run_directory_is_refused(finished, drawings, monkeypatch, capsys):
@@ -110,14 +126,27 @@ EVAL = {
     "an unknown split": (lambda run: [f"run={run}", "split=dev"], ["split=dev", "'train', 'val' or 'test'"]),
     "a misspelt search key": (lambda run: [f"run={run}", "search.beamsize=3"], ["search.beamsize", "Did you mean beam_size"]),
     "a moved data set": (lambda run: [f"run={run}", "data.root=/proc/nowhere"], ["/proc/nowhere"]),
-    "another version": (lambda run: edited(run / "env.json", format=99) or [f"run={run}"], ["format 99", "reads 1"]),
+    "another version": (lambda run: edited(run / "env.json", format=99) or [f"run={run}"], ["format 99", "reads format 1"]),
     "no checkpoint": (lambda run: shutil.rmtree(run / "best") or shutil.rmtree(run / "last") or [f"run={run}"], ["has no checkpoint yet"]),
     "a flipped byte": (
         lambda run: (run / "best" / "model.safetensors").write_bytes(bytes([1]) + (run / "best" / "model.safetensors").read_bytes()[1:]) and [f"run={run}"],
         ["damaged", "model.safetensors"],
     ),
-    "another vocabulary": (lambda run: (run / "vocabulary.json").write_text('["a", "b"]') and [f"run={run}"], ["its checkpoint is of another model"]),
-    "a vocabulary that is none": (lambda run: (run / "vocabulary.json").write_text("{}") and [f"run={run}"], ["not a vocabulary"]),
+    "another vocabulary": (lambda run: (run / "vocabulary.json").write_text('["a", "b"]') and [f"run={run}"], ["vocabulary.json: damaged"]),
+    "no encoder": (
+        lambda run: edited(run / "env.json", files={"encoder.safetensors": "0"}) or [f"run={run}"],
+        ["encoder.safetensors: missing"],
+    ),
+    "another decoder": (
+        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("hidden_size: 16", "hidden_size: 17")) and [f"run={run}"],
+        ["its checkpoint is of another model"],
+    ),
+    "a config of another time": (
+        lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("hidden_size:", "hidden_units:")) and [f"run={run}"],
+        ["decoder.hidden_units=16", "no such key"],
+    ),
+    "results into a file": (lambda run: [f"run={run}", f"out={run / 'env.json'}"], ["env.json: is a file"]),
+    "a vocabulary that is none": (lambda run: (run / "vocabulary.json").write_text("{}") and [f"run={run}"], ["vocabulary.json: damaged"]),
     "a config that is none": (lambda run: (run / "config.yaml").write_text("a: [") and [f"run={run}"], ["not a whole run directory"]),
     "a config that would run code": (
         lambda run: (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("captioning.models.encoders.SmallCNN", "os.system")) and [f"run={run}"],
@@ -153,6 +182,8 @@ def test_only_our_own_things_and_torchs_optimizers_are_built_from_a_run_director
 
 
 COMMANDS = {
+    "a picture into nowhere": (["caption", "x.jpg", "--run", "RUN", "--attention", "/nowhere/out.png"], ["--attention /nowhere/out.png"]),
+    "a picture of no format": (["caption", "x.jpg", "--run", "RUN", "--attention", "out.xyz"], ["--attention out.xyz", ".png"]),
     "an image that is not there": (["caption", "none.jpg", "--run", "RUN"], ["none.jpg: no such file"]),
     "an image that is none": (["caption", "RUN/config.yaml", "--run", "RUN"], ["config.yaml: not an image"]),
     "a run that is none": (["caption", "x.jpg", "--run", "."], ["not a run directory"]),

@@ -10,6 +10,7 @@ import pytest
 from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
 
+from captioning import cli
 from captioning.build.compose import CONFIGS, as_dict, composed
 from captioning.build.schema import check
 from captioning.cli import main as captioning_command
@@ -29,19 +30,33 @@ def program(*arguments):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_is_understood(command, capsys):
+def test_every_command_of_the_readme_is_understood(command, monkeypatch):
     words = shlex.split(command)
     script = next((word for word in words if word in ("train.py", "eval.py")), None)
     if script:
         overrides = [word.split(",")[0] if "-m" in words else word for word in words[words.index(script) + 1 :] if word != "-m"]
         check(as_dict(composed(script.removesuffix(".py"), overrides)))
     elif words[0] == "captioning":
-        with pytest.raises(SystemExit) as exit:
-            captioning_command([*words[1:], "--help"])
-        assert exit.value.code == 0
-        assert "_" not in "".join(word for word in words[1:2])
+        seen = []
+        for name in ("run_caption", "run_check", "run_doctor"):
+            monkeypatch.setattr(cli, name, seen.append)
+        cli.main(words[1:])
+        for overrides in (vars(options).get("overrides", []) for options in seen):
+            check(as_dict(composed("train", overrides)))
     else:
         assert words[0] == "tensorboard"
+
+
+def test_an_unreadable_picture_is_one_plain_sentence_from_a_worker_process_too(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / f"{name}.png")
+    (tmp_path / "images" / "a.png").write_bytes((tmp_path / "images" / "a.png").read_bytes()[:50])
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,a dog,train\nb.png,a cat,val\nc.png,a cow,test\n")
+    tiny = ["data=own", f"data.root={tmp_path}", "data.min_count=1", "data.workers=1", "data.transform.size=32", f"run={tmp_path / 'run'}"]
+    result = program("train.py", *tiny, *CNN, *SMALL, "trainer=smoke")
+    assert result.returncode == 2 and "a.png: cannot be decoded" in result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
 
 
 def test_the_readmes_commands_are_found():
@@ -102,8 +117,8 @@ def test_captions_of_the_beam_come_with_their_log_p(finished, drawings, capsys):
 
 
 def test_a_multirun_gives_each_member_its_directory(drawings, tmp_path, monkeypatch):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *TINY, *CNN, *SMALL, "trainer=smoke", "trainer.samples=0", f"data.root={drawings}",
-               "decoder=lstm,rnn", "decoder.injection=init,merge", "seed=1,2"]  # fmt: skip
+    tiny = [*TINY, *CNN, *SMALL, "trainer=smoke", "trainer.samples=0", f"data.root={drawings}"]
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *tiny, "decoder=lstm,rnn", "decoder.injection=init,merge", "seed=1,2"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=280)
     assert result.returncode == 0, result.stderr
     names = {path.name for path in (tmp_path / "runs").iterdir()}

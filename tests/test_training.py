@@ -336,6 +336,21 @@ def test_tensorboard_has_the_curves_the_samples_and_the_settings(train):
     assert not [path for path in (trainer.run / "tensorboard").iterdir() if path.is_dir()]  # hparams made no stray run
 
 
+def test_a_resumed_run_shows_each_validation_once_in_tensorboard(train):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    overrides = ["decoder=lstm", *SMALL, "logger=tensorboard", "trainer.samples=0", "trainer.log_every=5"]
+    for epochs in (1, 2, 2):  # the last is finished already
+        trainer = train(*overrides, f"trainer.epochs={epochs}")
+        trainer.fit()
+    events = EventAccumulator(str(trainer.run / "tensorboard")).Reload()
+    steps = trainer.steps_per_epoch
+    assert [event.step for event in events.Scalars("val/bleu4")] == [steps, 2 * steps]
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(5, 2 * steps + 1, 5))
+    assert max(losses) / min(losses) < 1.2  # the mean over the steps since the last log, also where an epoch began in between
+
+
 def test_a_run_directory_holds_all_that_design_asks_for(finished):
     names = {path.name for path in finished.iterdir()}
     assert {"config.yaml", "vocabulary.json", "env.json", "last", "best"} <= names

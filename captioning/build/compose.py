@@ -51,6 +51,11 @@ def plain_hydra_errors(name: str, overrides: list[str]) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_plain_words(error, name, overrides)) from error
+    except ValueError as error:
+        if "Config group override" not in str(error):
+            raise
+        empty = ", ".join(word for word in overrides if word.endswith(("=null", "=")))
+        raise UserError(f"{empty}: must be one of the choices in configs/{empty.partition('=')[0]}/") from error
 
 
 def in_plain_words(error: Exception, name: str, overrides: list[str]) -> str:

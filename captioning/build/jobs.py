@@ -9,14 +9,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from captioning.build.compose import as_dict
-from captioning.build.schema import check
+from captioning.build.schema import TRAINING, check
 from captioning.errors import UserError
 
 
 def train(config: DictConfig) -> None:
     """Train one run to its end, from where it was. The same command goes on."""
     settings = as_dict(config)
-    check(settings)
+    check(settings, needed=TRAINING)
     if settings["run"] is None:
         from captioning.build.runs import default_directory
 
@@ -51,7 +51,8 @@ class Training:
         evaluation = trainer.fit()
         if world.is_main:
             if evaluation is None:
-                say(f"{self.run} is finished: trainer.epochs={trainer.progress.epoch} were trained. Raise trainer.epochs to go on")
+                at = trainer.progress
+                say(f"{self.run} is finished, at epoch {at.epoch}, step {at.step}. To go on, raise {trainer.ended_by}")
             say(f"next: python eval.py run={self.run}   or: captioning caption IMAGE --run {self.run}")
         world.close()
 
@@ -72,6 +73,8 @@ class Training:
         from captioning.training.trainer import Trainer, autocast
 
         config, data, settings, seed = self.config, self.data, self.settings, self.config["seed"]
+        if settings.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(settings.deterministic)
         splits = data.read("train", "val")
         texts = [caption for record in splits["train"] for caption in record.captions]
@@ -83,17 +86,17 @@ class Training:
             found = read_vectors(Path(config["vectors"]), vocabulary.words, model.decoder.words.vectors.weight)
             say(f"vectors: {found} of {len(vocabulary)} words have one")
         if world.is_main:
-            prepare(self.run, config, vocabulary, encoder)
+            prepare(self.run, config, splits, vocabulary, encoder)
             unknown = vocabulary.unknown_rate(caption for record in splits["val"] for caption in record.captions)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             say(f"run {self.run} on {world.device}{f', {world.size} processes' if world.size > 1 else ''}")
             say(f"{len(splits['train'])} training images, {len(texts)} captions; {len(splits['val'])} validation images")
-            say(f"{len(vocabulary)} words; {unknown:.1%} of the validation words are not among them; {trained / 1e6:.1f} M trained parameters")
+            say(f"{len(vocabulary)} words; {unknown:.1%} of the validation words are not among them; {trained / 1e6:.1f} M parameters")
         model.to(world.device)
         if settings.compile:
             model.encoder.compile()
             model.decoder.compile_parts()
-        source = FeatureSource(store, model.decoder.attends) if store else ImageSource(data.transform)
+        source = FeatureSource(store, model.decoder.uses_grid) if store else ImageSource(data.transform)
         ranks = {"rank": world.rank, "world": world.size}
         captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, source)
         images = ReferenceImages(splits["val"], vocabulary, data.max_length, source)
@@ -118,7 +121,6 @@ class Training:
             show=SamplePictures(images, settings.samples, data.transform, vocabulary, self.search),
             hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
         )
-
 
     def features(self, encoder: Any, records: Any, world: Any) -> Any:
         """The store of a frozen encoder's features, extracted if it is not there; None where training computes them."""
@@ -148,7 +150,7 @@ class Training:
 def evaluate(config: DictConfig) -> None:
     """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
     settings = as_dict(config)
-    check(settings)
+    check(settings, needed=("search",))
     import torch
 
     from captioning.analysis.samples import captioned_pictures
@@ -161,6 +163,8 @@ def evaluate(config: DictConfig) -> None:
     from captioning.training.trainer import autocast
 
     search = make("search", settings["search"])
+    if settings["out"] and Path(settings["out"]).is_file():
+        raise UserError(f"out={settings['out']}: is a file; a folder is needed")
     device = find_device(settings["device"])
     run = load_run(Path(settings["run"]), device)
     changes = {key: value for key, value in settings["data"].items() if value is not None}
@@ -180,10 +184,13 @@ def evaluate(config: DictConfig) -> None:
     with progress(f"captioning {settings['split']}", len(records)) as advance:
         evaluation = evaluator(run.model, advance)
     folder = Path(settings["out"] or run.path)
-    folder.mkdir(parents=True, exist_ok=True)
     about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
-    (folder / "metrics.json").write_text(json.dumps(evaluation.metrics | about, indent=1) + "\n")
-    (folder / "captions.json").write_text(json.dumps(evaluation.captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(evaluation.metrics | about, indent=1) + "\n")
+        (folder / "captions.json").write_text(json.dumps(evaluation.captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
     if settings["show"]:
         with torch.inference_mode():
             page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)

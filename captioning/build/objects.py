@@ -42,7 +42,7 @@ def make_settings(config: dict[str, Any]) -> Settings:
 
 
 def make_optimizer(config: dict[str, Any], model: CaptionModel | None) -> torch.optim.Optimizer:
-    """The encoder's fine-tuned parameters are a group of their own, with their own learning rate. Without a model: a trial of the settings."""
+    """What is fine-tuned of the encoder is a group of its own, with its own learning rate. Without a model: a trial of the settings."""
     if model is None:
         return make("optimizer", config["optimizer"], params=[torch.zeros(1, requires_grad=True)])
     groups: list[dict[str, Any]] = [{"params": [p for p in model.decoder.parameters() if p.requires_grad]}]

@@ -1,5 +1,6 @@
 """A run directory: all that is needed to go on, to caption, to serve and to report."""
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -15,7 +16,8 @@ from yaml import YAMLError
 
 import captioning
 from captioning.build.objects import make, make_encoder, make_model
-from captioning.build.schema import check_targets
+from captioning.build.schema import TRAINING, check, check_targets
+from captioning.data.records import Splits
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
@@ -29,7 +31,6 @@ MAY_CHANGE = {  # between a run's start and its going on
     "run", "device", "features", "logger", "data.root", "data.reader.root", "data.workers",
     "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.log_every", "trainer.samples",
 }  # fmt: skip
-NOT_IN_NAME = ("run", "seed", "device", "features", "data.root", "data.workers", "encoder.weights", "trainer.", "logger", "hydra")
 
 
 class Run(NamedTuple):
@@ -43,17 +44,17 @@ class Run(NamedTuple):
 def default_directory(choices: dict[str, str], overrides: list[str], seed: int) -> Path:
     """`runs/<data>-<encoder>-<decoder>[-<key>=<value>...]-s<seed>`: without a time stamp, so that the same command finds it again.
 
-    Settings changed on the command line are part of the name (what decides how, not what, to train is not), so that the members of a
-    sweep never meet in one folder.
+    Every setting given on the command line that decides what is trained is part of the name, so members of a sweep have directories of
+    their own; how long and where (MAY_CHANGE) is not.
     """
     parts = [choices["data"], choices["encoder"], choices["decoder"]]
-    for override in sorted(overrides):
-        key, _, value = override.lstrip("+~").partition("=")
-        if key in ("data", "encoder", "decoder") or any(key == name or key.startswith(f"{name.rstrip('.')}.") for name in NOT_IN_NAME):
-            continue
-        parts.append(f"{key.rpartition('.')[2]}={Path(value).name}")
-    name = "-".join([*parts, f"s{seed}"])
-    return Path("runs") / "".join(letter if letter.isalnum() or letter in "-_=.," else "_" for letter in name)[:200]
+    given = sorted(override.lstrip("+~") for override in overrides)
+    given = [word for word in given if word.partition("=")[0] not in MAY_CHANGE | {"seed", "data", "encoder", "decoder"}]
+    parts += [f"{key.rpartition('.')[2]}={Path(value).name}" for key, _, value in (word.partition("=") for word in given)]
+    name = "".join(letter if letter.isalnum() or letter in "-_=.," else "_" for letter in "-".join(parts))
+    if len(name) > 180 or any("/" in word for word in given):  # what is cut off still tells them apart
+        name = f"{name[:180]}-{hashlib.sha256(repr(given).encode()).hexdigest()[:6]}"
+    return Path("runs") / f"{name}-s{seed}"
 
 
 def flat(node: Any, path: str = "") -> dict[str, Any]:
@@ -62,21 +63,32 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in flat(child, f"{path}.{name}" if path else name).items()}
 
 
-def prepare(path: Path, config: dict[str, Any], vocabulary: Vocabulary, encoder: Encoder) -> None:
+def prepare(path: Path, config: dict[str, Any], splits: Splits, vocabulary: Vocabulary, encoder: Encoder) -> None:
     """Write what does not change in training. A frozen encoder's weights are kept here once, not in every checkpoint."""
-    path.mkdir(parents=True, exist_ok=True)
+    data = hashlib.sha256(repr([(record.image_id, record.captions) for record in splits["train"]]).encode()).hexdigest()
     if (path / "config.yaml").exists():
+        if read_env(path)["data"] != data:
+            root = config["data"]["root"]
+            raise UserError(f"data.root={root}: {path} was trained with other images or captions: give another run=DIR")
         return
-    if encoder.is_frozen:
-        save_file(checkpoint.apart(encoder.state_dict()), path / "encoder.safetensors")
-    vocabulary.save(path / "vocabulary.json")
-    (path / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
-    OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
-    (path / "config.yaml.new").rename(path / "config.yaml")  # last: what has a config is a run
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if encoder.is_frozen:
+            save_file(checkpoint.apart(encoder.state_dict()), path / "encoder.safetensors")
+        vocabulary.save(path / "vocabulary.json")
+        files = [file for file in (path / "encoder.safetensors", path / "vocabulary.json") if file.exists()]
+        about = environment() | {"data": data, "files": {file.name: checkpoint.sha256(file) for file in files}}
+        (path / "env.json").write_text(json.dumps(about, indent=1) + "\n")
+        OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
+        (path / "config.yaml.new").rename(path / "config.yaml")  # last: what has a config is a run
+    except OSError as error:
+        raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
 
 
 def refuse_another(path: Path, config: dict[str, Any]) -> None:
     """The same directory may only go on with the same settings. Raises UserError naming the first that differ."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"run={path}: is a file; a folder is needed")
     if not (path / "config.yaml").exists():
         return
     before, now = flat(read_config(path)), flat(config)
@@ -102,27 +114,41 @@ def environment() -> dict[str, Any]:
     }
 
 
+def read_env(path: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((path / "env.json").read_text())
+        version, _, _ = about["format"], about["data"], about["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"run={path}: not a whole run directory (env.json: {error})") from None
+    if version != FORMAT:
+        raise UserError(f"run={path}: a run directory of format {version}; captioning {captioning.__version__} reads format {FORMAT}")
+    return about
+
+
 def read_config(path: Path) -> dict[str, Any]:
-    """The config of a run directory, of this format. Raises UserError where it is not one."""
+    """The config of a run directory, of this format. Raises UserError where it is not one, or names what may not be built."""
     if not (path / "config.yaml").is_file():
         raise UserError(f"run={path}: not a run directory (no config.yaml there); train.py makes one")
+    read_env(path)
     try:
-        version = json.loads((path / "env.json").read_text())["format"]
         config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"), resolve=False)
-    except (OSError, ValueError, KeyError, YAMLError, OmegaConfBaseException) as error:
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"run={path}: not a whole run directory ({reason})") from None
-    if version != FORMAT:
-        raise UserError(f"run={path}: a run directory of format {version}; this version of captioning ({captioning.__version__}) reads {FORMAT}")
     if not isinstance(config, dict):
         raise UserError(f"run={path}: config.yaml holds no settings")
-    return {str(key): value for key, value in config.items()}
+    settings = {str(key): value for key, value in config.items()}
+    check_targets(settings)
+    check(settings, needed=TRAINING)
+    return settings
 
 
 def load_run(path: Path, device: torch.device) -> Run:
     """The trained model of a run, from the directory alone: the best checkpoint, or the last where none is best yet."""
     config = read_config(path)
-    check_targets(config)
+    for name, digest in read_env(path)["files"].items():
+        if not (path / name).is_file() or checkpoint.sha256(path / name) != digest:
+            raise UserError(f"{path / name}: {'damaged since it was written' if (path / name).exists() else 'missing'}")
     folder = checkpoint.find(path / "best") or checkpoint.find(path / "last")
     if folder is None:
         raise UserError(f"run={path}: has no checkpoint yet")

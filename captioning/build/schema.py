@@ -21,11 +21,15 @@ TOP = {  # keys of train.yaml and eval.yaml themselves
     "show": Whole,
 }
 OPTIMIZER = {"lr": Positive, "weight_decay": Number, "momentum": Fraction}  # torch's own hints know no ranges
+TRAINING = ("data", "encoder", "decoder", "search", "loss", "optimizer", "scheduler", "trainer", "logger")  # groups that a run needs
 HYDRA_KEYS = {"_target_", "_partial_"}
 
 
-def check(config: dict[str, Any]) -> None:
+def check(config: dict[str, Any], needed: tuple[str, ...] = ()) -> None:
     """Refuse a value of the wrong kind or range, or a key the constructor does not have, before anything is read."""
+    for group in needed:
+        if not (isinstance(config.get(group), dict) and "_target_" in config[group]):
+            raise UserError(f"{group}={config.get(group)}: must be one of the choices in configs/{group}/")
     for key in TOP.keys() & config.keys():
         check_value(key, config[key], TOP[key])
     for key, node in config.items():

@@ -12,6 +12,7 @@ from captioning.data.records import Record
 from captioning.data.sampler import batches
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
+from captioning.errors import UserError
 from captioning.randomness import generator_for
 
 
@@ -85,7 +86,7 @@ class TrainingBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         keys = [[(self.seed, epoch, index) for index in batch] for batch in self.order(epoch)[start:]]
-        return iter(loader(self.captions, keys, self.workers))
+        return loader(self.captions, keys, self.workers)
 
 
 class ReferenceImages(Dataset):
@@ -108,17 +109,35 @@ class ReferenceBatches:
         self.rows = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
 
     def __iter__(self) -> Iterator[References]:
-        return iter(loader(self.images, self.rows, self.workers))
+        return loader(self.images, self.rows, self.workers)
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def loader(items: Any, keys: Sequence[Sequence], workers: int) -> DataLoader:
-    return DataLoader(
-        items,
+class Careful(Dataset):
+    """Hands a UserError over as a value: a worker process would wrap it in its traceback."""
+
+    def __init__(self, items: Any):
+        self.items = items
+
+    def __getitems__(self, keys: Sequence) -> Any:
+        try:
+            return self.items.__getitems__(keys)
+        except UserError as error:
+            return error
+
+
+def loader(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
+    """One batch for each list of keys."""
+    batches = DataLoader(
+        Careful(items),
         batch_sampler=keys,  # type: ignore[arg-type]
         num_workers=0 if items.source.in_process else workers,
         collate_fn=lambda batch: batch,
         pin_memory=torch.cuda.is_available(),
     )
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

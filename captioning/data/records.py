@@ -96,7 +96,7 @@ def split_by_hash(image_ids: Iterable[str], val: float, test: float) -> dict[str
     ordered = sorted(set(image_ids), key=lambda name: hashlib.sha256(name.encode()).digest())
     tests, vals = (round(share * len(ordered)) if share < 1 else int(share) for share in (test, val))
     if tests + vals >= len(ordered):
-        raise UserError(f"data.val={val} data.test={test}: nothing of {len(ordered)} images is left for training")
+        raise UserError(f"data.reader.val={val} data.reader.test={test}: nothing of {len(ordered)} images is left for training")
     return {"train": ordered[tests + vals :], "val": ordered[tests : tests + vals], "test": ordered[:tests]}
 
 

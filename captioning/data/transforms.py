@@ -48,7 +48,7 @@ class Transform:
 
     def augment(self, image: Image.Image, generator: torch.Generator) -> Image.Image:
         mirror, scale, left, top = torch.rand(4, generator=generator).tolist()
-        width, height = (round(side * (1 - self.zoom * scale)) for side in image.size)
+        width, height = (max(1, round(side * (1 - self.zoom * scale))) for side in image.size)
         x, y = round(left * (image.width - width)), round(top * (image.height - height))
         image = image.crop((x, y, x + width, y + height))
         return ImageOps.mirror(image) if mirror < self.flip else image

@@ -101,25 +101,16 @@ class TorchvisionEncoder(Encoder):
         finetune_epoch: Number = 0,
     ):
         super().__init__()
-        from torchvision.models import get_model, list_models
-        from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+        import torchvision  # slow to import: only where images are read
 
-        if name not in list_models():
-            raise UserError(f"encoder.name={name}: torchvision has no such model.{did_you_mean(name, list_models())}")
+        known = torchvision.models.list_models(module=torchvision.models)  # classifiers only
+        if name not in known:
+            raise UserError(f"encoder.name={name}: torchvision has no such model.{did_you_mean(name, known)}")
         file = download_imagenet(name) if weights == "imagenet" else Path(weights)
-        model = get_model(name, weights=None)
+        model = torchvision.models.get_model(name, weights=None)
         if style == "caffe":
             as_in_caffe(model, name)
-        nodes = {"grid": LAYERS.get(name, {}).get(grid, grid)}
-        if pooled != "mean":
-            nodes["pooled"] = LAYERS.get(name, {}).get(pooled, pooled)
-        known = get_graph_node_names(model)[1]
-        for key, node in nodes.items():
-            if node not in known and not any(other.startswith(f"{node}.") for other in known):
-                options = [*LAYERS.get(name, {}), *known]
-                raise UserError(f"encoder.{key}={node}: {name} has no such layer.{did_you_mean(node, options)}")
-        wanted = {node: key for key, node in nodes.items()}
-        self.body = create_feature_extractor(model.eval(), return_nodes=wanted, suppress_diff_warning=True)
+        self.body = cut_open(model.eval(), name, grid, pooled)
         if weights != "none":
             load_weights(self.body, file, whole=model, name=name)
         self.body = self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
@@ -146,7 +137,10 @@ class TorchvisionEncoder(Encoder):
     @torch.no_grad()
     def measure(self, grid: str, pooled: str) -> FeatureDims:
         self.body.eval()
-        nodes = self.body(torch.zeros(1, 3, 96, 96))
+        try:
+            nodes = self.body(torch.zeros(1, 3, 96, 96))
+        except (AssertionError, RuntimeError) as error:  # a transformer, say, takes one size only
+            raise UserError(f"encoder: this network does not take pictures of any size ({error}); CNNs do") from None
         if nodes["grid"].dim() != 4:
             raise UserError(f"encoder.grid={grid}: gives no grid (channels, height, width) but {tuple(nodes['grid'].shape[1:])}")
         if "pooled" in nodes and nodes["pooled"].dim() != 2:
@@ -162,6 +156,19 @@ class TorchvisionEncoder(Encoder):
         nodes = self.body(images.contiguous(memory_format=torch.channels_last))
         grid = nodes["grid"].flatten(2).transpose(1, 2)  # (B, N, D)
         return ImageFeatures(grid, nodes["pooled"] if "pooled" in nodes else grid.mean(dim=1))
+
+
+def cut_open(model: nn.Module, name: str, grid: str, pooled: str) -> nn.Module:
+    """The part of the model that gives these nodes, as `{"grid": ..., "pooled": ...}`."""
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+    names = LAYERS.get(name, {})
+    nodes = {"grid": names.get(grid, grid)} | ({"pooled": names.get(pooled, pooled)} if pooled != "mean" else {})
+    known = get_graph_node_names(model, suppress_diff_warning=True)[1]
+    for key, node in nodes.items():
+        if node not in known and not any(other.startswith(f"{node}.") for other in known):
+            raise UserError(f"encoder.{key}={node}: {name} has no such layer.{did_you_mean(node, [*names, *known])}")
+    return create_feature_extractor(model, return_nodes={node: key for key, node in nodes.items()}, suppress_diff_warning=True)
 
 
 def as_in_caffe(model: nn.Module, name: str) -> None:

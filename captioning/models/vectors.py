@@ -17,15 +17,18 @@ def read_vectors(file: Path, words: Sequence[str], weight: Tensor) -> int:
     """
     rows = {word: row for row, word in enumerate(words)}
     found: dict[int, np.ndarray] = {}
+    size = 0
     try:
         with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
-                word, *values = line.rstrip().split(" ")
-                if number == 1 and len(values) == 1:
+                fields = line.rstrip().split(" ")
+                if number == 1 and len(fields) == 2:
                     continue  # word2vec's text format begins with two counts
-                if len(values) != weight.shape[1]:
-                    allowed = f"decoder.embedding_size={weight.shape[1]} asks for {weight.shape[1]}"
-                    raise UserError(f"vectors={file} line {number}: {len(values)} numbers; {allowed}")
+                size = size or len(fields) - 1  # the first line decides: a few of GloVe's later words hold spaces
+                if size != weight.shape[1] or len(fields) - 1 < size:
+                    asked = f"decoder.embedding_size={weight.shape[1]} asks for {weight.shape[1]}"
+                    raise UserError(f"vectors={file} line {number}: {len(fields) - 1} numbers; {asked}")
+                word, values = " ".join(fields[:-size]), fields[-size:]
                 if word in rows:
                     found[rows[word]] = np.array(values, dtype=np.float32)
     except OSError as error:

@@ -28,8 +28,8 @@ def save(folder: Path, *, tensors: dict[str, dict[str, Tensor]], optimizer: dict
     (new / "manifest.json").write_text(json.dumps(manifest, indent=1))
     for file in (*new.iterdir(), new):
         flush(file)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # else `old` is the only one there is
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
     flush(folder.parent)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -44,16 +45,18 @@ def open_world(device: str) -> World:
     rank, size, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     place = find_device(device, local)
     if size > 1:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+        # the others wait while the first extracts features, which may take hours
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(hours=12))
     return World(place, rank, size)
 
 
 def find_device(device: str, local: int = 0) -> torch.device:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    kind = device.split(":")[0]
+    kind, _, number = device.partition(":")
     if device == "auto":
         kind = device = next(name for name in ("cuda", "mps", "cpu") if there[name])
-    if not there.get(kind, False):
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not there.get(kind, False) or (number and not (number.isdigit() and int(number) < count)):
         raise UserError(f"device={device}: not on this machine; allowed: auto, {', '.join(name for name in there if there[name])}")
     if device == "cuda":
         device = f"cuda:{local}"

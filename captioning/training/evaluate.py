@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from captioning.data.dataset import ReferenceBatches
 from captioning.data.vocabulary import Vocabulary
@@ -46,7 +47,8 @@ class Evaluator:
     @torch.inference_mode()
     def __call__(self, model: CaptionModel, progress: Callable[[int], None] = lambda images: None) -> Evaluation:
         device, captions = self.world.device, {}
-        total = torch.zeros(2, dtype=torch.float64, device=device)  # loss, words
+        losses: list[Tensor] = []
+        words = 0
         model.eval()
         for batch in self.batches:
             with self.autocast():
@@ -54,12 +56,14 @@ class Evaluator:
                 found = self.search(model.decoder.step, model.decoder.init_state(features))
                 tokens = batch.tokens.to(device)
                 output = model.decoder(features.select(batch.owner.to(device)), tokens[:, :-1])
-            total += torch.stack([cross_entropy(output, tokens[:, 1:]), (tokens[:, 1:] != Vocabulary.pad).sum()])
+            losses.append(cross_entropy(output, tokens[:, 1:]))
+            words += int((batch.tokens[:, 1:] != Vocabulary.pad).sum())
             texts = (self.vocabulary.decode(ids) for ids in found.tokens[:, 0].tolist())
             captions.update(zip(batch.image_ids, texts))
             progress(len(batch.image_ids))
         captions = {name: text for its in self.world.gather(captions) for name, text in its.items()}
-        loss, words = self.world.sum(total).tolist()
+        totals = self.world.gather((sum(float(loss) for loss in losses), words))
+        loss, words = (sum(its) for its in zip(*totals))
         return Evaluation(measure(captions, self.references) | {"loss": loss / max(1, words)}, captions)
 
 

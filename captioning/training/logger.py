@@ -33,7 +33,7 @@ class TensorBoardLogger:
         """A run that resumes at `step` hides what an interrupted one had logged after it."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.writer = SummaryWriter(str(folder), purge_step=step if step else None)
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

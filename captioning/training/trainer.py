@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ Loss = Callable[[DecoderOutput, Tensor], Tensor]
 @dataclass(frozen=True)
 class Settings:
     """
-    max_steps: stop there, whatever the epochs; 0: no limit.
+    max_steps: stop there, should the epochs not be over before; 0: no limit.
     accumulate: batches a step; the gradient is that of one large batch.
     clip: the largest norm of the gradient; 0: no limit.
     monitor: the validation metric that decides on the best checkpoint, on plateaus and on stopping (`loss`: the lower the better).
@@ -119,6 +120,8 @@ class Trainer:
     def fit(self) -> Evaluation | None:
         """Train to the end, from the last checkpoint if there is one. Returns the last evaluation; None when all was done before."""
         self.resume()
+        if self.is_finished:
+            return None
         self.logger.open(self.run / "tensorboard", self.progress.step)
         evaluation = None
         while not self.is_finished:
@@ -132,27 +135,35 @@ class Trainer:
 
     @property
     def is_finished(self) -> bool:
-        settings, at = self.settings, self.progress
-        return (
-            at.epoch >= settings.epochs
-            or bool(settings.max_steps and at.step >= settings.max_steps)
-            or bool(settings.patience and at.waited >= settings.patience)
-        )
+        return self.ended_by is not None
 
     @property
+    def ended_by(self) -> str | None:
+        """The setting that ended the run, if it is over."""
+        settings, at = self.settings, self.progress
+        over = {
+            "trainer.epochs": at.epoch >= settings.epochs,
+            "trainer.max_steps": bool(settings.max_steps and at.step >= settings.max_steps),
+            "trainer.patience": bool(settings.patience and at.waited >= settings.patience),
+        }
+        return next((name for name, is_over in over.items() if is_over), None)
+
+    @cached_property
     def steps_per_epoch(self) -> int:
         return math.ceil(len(self.batches.order(0)) / self.settings.accumulate)
 
     @property
     def total_steps(self) -> int:
-        return self.settings.max_steps or self.settings.epochs * self.steps_per_epoch
+        steps = self.settings.epochs * self.steps_per_epoch
+        return min(self.settings.max_steps or steps, steps)
 
     def let_encoder_move(self, moves: bool) -> None:
         """Freeze or free what is fine-tuned late. DDP must be told which parameters take part, so it is wrapped anew."""
         for parameter in self.late:
             parameter.requires_grad_(moves)
         if self.world.size > 1:
-            self.parallel = DistributedDataParallel(self.model)
+            # a fine-tuned layer that the decoder never looks at (VGG's fc2 under attention) gets no gradient
+            self.parallel = DistributedDataParallel(self.model, find_unused_parameters=not self.model.encoder.is_frozen)
 
     # One epoch
 
@@ -160,16 +171,16 @@ class Trainer:
         at, settings = self.progress, self.settings
         self.model.train()
         epoch = self.batches.epoch(at.epoch, start=at.batch)
-        losses, spoken, began = *torch.zeros(2, device=self.world.device), time.monotonic()
+        (losses, spoken), steps, began = torch.zeros(2, device=self.world.device), 0, time.monotonic()  # since the last log
         title, length = f"epoch {at.epoch + 1}/{settings.epochs}", self.steps_per_epoch
         with progress(title, length, at.batch // settings.accumulate, self.world.is_main) as advance:
             while group := take(epoch, settings.accumulate):
                 loss, words, norm = self.train_step(group)
                 at.batch, at.step = at.batch + len(group), at.step + 1
-                losses, spoken = losses + loss, spoken + words
+                losses, spoken, steps = losses + loss, spoken + words, steps + 1
                 if at.step % settings.log_every == 0:
                     now = time.monotonic()
-                    mean = losses.item() / settings.log_every
+                    mean = losses.item() / steps
                     self.logger.scalars(
                         at.step,
                         {
@@ -181,7 +192,7 @@ class Trainer:
                     )
                     advance(0, f"loss {mean:.3f}")
                     at.seconds, began = at.seconds + now - began, now
-                    losses, spoken = torch.zeros(2, device=self.world.device)
+                    (losses, spoken), steps = torch.zeros(2, device=self.world.device), 0
                 advance(1)
                 if settings.max_steps and at.step >= settings.max_steps:
                     return
@@ -290,6 +301,10 @@ class Trainer:
         self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
         state = checkpoint.load_state(folder)
         self.progress = Progress(**state["progress"])
+        if self.progress.batch and state["processes"] != self.world.size:
+            raise UserError(
+                f"run={self.run}: stopped inside an epoch with {state['processes']} processes, now {self.world.size}: take as many"
+            )
         self.schedule.load(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         if self.world.is_main and not self.is_finished:

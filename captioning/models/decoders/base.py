@@ -22,6 +22,7 @@ class Decoder(nn.Module):
 
     words: "Words"
     attends = False  # whether its state has a field `attention`
+    uses_grid = True  # False: it looks at the pooled vector alone, and is spared the reading of the grid
 
     def init_state(self, features: ImageFeatures) -> State:
         """The state before the first word, with one hypothesis an image."""

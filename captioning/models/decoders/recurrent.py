@@ -26,6 +26,8 @@ class RecurrentDecoder(Decoder):
         `merge`, it stands beside the hidden state before the vocabulary product, and the RNN knows only words.
     """
 
+    uses_grid = False
+
     def __init__(
         self,
         feature_dims: FeatureDims,
