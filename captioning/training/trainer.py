@@ -287,6 +287,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "schedule": self.schedule.state(),
             "scaler": self.scaler.state_dict(),
+            "processes": self.world.size,
         }
         checkpoint.save(self.run / "last", tensors=tensors, optimizer=self.optimizer.state_dict(), state=state)
 
