@@ -70,7 +70,8 @@ class Training:
         from captioning.training.console import say
         from captioning.training.evaluate import Evaluator
         from captioning.training.logger import NoLogger
-        from captioning.training.trainer import Trainer, autocast
+        from captioning.training.settings import autocast
+        from captioning.training.trainer import Trainer
 
         config, data, settings, seed = self.config, self.data, self.settings, self.config["seed"]
         if settings.deterministic:
@@ -160,7 +161,7 @@ def evaluate(config: DictConfig) -> None:
     from captioning.training.console import progress, say
     from captioning.training.distributed import World, find_device
     from captioning.training.evaluate import Evaluator, warning_of_collapse
-    from captioning.training.trainer import autocast
+    from captioning.training.settings import autocast
 
     search = make("search", settings["search"])
     if settings["out"] and Path(settings["out"]).is_file():

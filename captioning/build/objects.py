@@ -14,7 +14,7 @@ from captioning.models.caption_model import CaptionModel
 from captioning.models.encoders import Encoder
 from captioning.randomness import seed_for
 from captioning.training.evaluate import measure
-from captioning.training.trainer import Settings
+from captioning.training.settings import Settings
 
 
 def make(path: str, node: dict[str, Any], **given: Any) -> Any:

@@ -24,7 +24,6 @@ from captioning.errors import UserError
 from captioning.models.caption_model import CaptionModel
 from captioning.models.encoders import Encoder
 from captioning.training import checkpoint
-from captioning.training.trainer import load_weights
 
 FORMAT = 1  # of a run directory; raised when an older program could misread a newer one
 MAY_CHANGE = {  # between a run's start and its going on
@@ -160,5 +159,5 @@ def load_run(path: Path, device: torch.device) -> Run:
     weights = checkpoint.load_tensors(folder, "model")
     if (path / "encoder.safetensors").exists():
         encoder.load_state_dict(load_file(path / "encoder.safetensors"))
-    load_weights(model, weights, path)
+    checkpoint.load_weights(model, weights, path)
     return Run(path, config, model.to(device).eval(), vocabulary, make("data.transform", config["data"]["transform"]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from captioning.errors import UserError
 
@@ -90,3 +90,13 @@ def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
 
 def load_optimizer(folder: Path) -> dict[str, Any]:
     return torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], run: Path) -> None:
+    """Everything but a frozen encoder's must be there. Raises UserError for a checkpoint of another model."""
+    try:
+        absent, strange = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"run={run}: its checkpoint is of another model ({str(error).splitlines()[-1].strip()})") from None
+    if strange or any(not name.startswith("encoder.") for name in absent):
+        raise UserError(f"run={run}: its checkpoint is of another model (it lacks {absent[:3]} and has {strange[:3]})")

@@ -4,10 +4,10 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from captioning.data.dataset import Batch, TrainingBatches
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
-from captioning.kinds import Count, Dropout, Fraction, Number, Whole
 from captioning.models.caption_model import CaptionModel
 from captioning.models.decoders.base import DecoderOutput
+from captioning.models.features import Inputs
 from captioning.randomness import generator_for, seed_for
 from captioning.training import checkpoint
 from captioning.training.averaging import AverageWeights
@@ -26,53 +26,11 @@ from captioning.training.console import progress, say
 from captioning.training.distributed import World
 from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
 from captioning.training.logger import Logger
+from captioning.training.scheduled_sampling import with_own_words
 from captioning.training.schedules import Schedule
+from captioning.training.settings import Progress, Settings, autocast
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Loss = Callable[[DecoderOutput, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """
-    max_steps: stop there, should the epochs not be over before; 0: no limit.
-    accumulate: batches a step; the gradient is that of one large batch.
-    clip: the largest norm of the gradient; 0: no limit.
-    monitor: the validation metric that decides on the best checkpoint, on plateaus and on stopping (`loss`: the lower the better).
-    patience: stop after so many validations without a new best; 0: never.
-    average: decay of an exponential moving average of the weights, which is then what is validated and kept as best; 0: none.
-    scheduled_sampling: the share of input words taken from the model itself, reached linearly at the end (Bengio et al. 2015).
-    checkpoint_every: steps between checkpoints inside an epoch; 0: only after each epoch.
-    samples: how many validation pictures are logged with their captions.
-    """
-
-    epochs: Count = 10
-    max_steps: Whole = 0
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    accumulate: Count = 1
-    clip: Number = 5.0
-    monitor: str = "cider"
-    patience: Whole = 0
-    average: Dropout = 0.0
-    scheduled_sampling: Fraction = 0.0
-    compile: bool = False
-    deterministic: bool = False
-    checkpoint_every: Whole = 0
-    log_every: Count = 20
-    samples: Whole = 4
-
-
-@dataclass
-class Progress:
-    """Where a run is. With the weights, the optimizer, the schedule and the scaler it is all that a resume needs."""
-
-    epoch: int = 0  # epochs completed
-    batch: int = 0  # batches taken in the current one
-    step: int = 0
-    best: float | None = None
-    waited: int = 0  # validations since the best
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
-    seconds: float = 0.0
 
 
 class Trainer:
@@ -211,9 +169,10 @@ class Trainer:
             tokens = batch.tokens.to(device, non_blocking=True)
             images = to_device(batch.images, device)
             waits = isinstance(self.parallel, DistributedDataParallel) and number < len(group)
+            inputs = self.sampled(images, tokens)  # not inside the autocast below: its weights, cast without a gradient, would be kept
             with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self.autocast():
-                    output = self.parallel(images, self.sampled(images, tokens))
+                    output = self.parallel(images, inputs)
                 loss = self.loss(output, tokens[:, 1:]) / said
                 self.scaler.scale(loss * self.world.size).backward()  # DDP takes the mean over ranks, this makes it a sum
             total += loss.detach()
@@ -228,23 +187,14 @@ class Trainer:
         self.average.update()
         return self.world.sum(total), said, norm
 
-    @torch.no_grad()
-    def sampled(self, images: Any, tokens: Tensor) -> Tensor:
-        """Scheduled sampling: input words replaced by draws from the model, which has read the words replaced before them."""
+    def sampled(self, images: Inputs, tokens: Tensor) -> Tensor:
+        """The input words of this step: with scheduled sampling, some are the model's own."""
         share = self.settings.scheduled_sampling * self.progress.step / self.total_steps
         if not share:
             return tokens
         draws = generator_for(self.seed, "sampling", self.progress.step, self.world.rank)
-        replaced = torch.rand(tokens.shape, generator=draws).to(tokens.device) < share
-        mixed = tokens.clone()
         with self.autocast():
-            state = self.model.decoder.init_state(self.model.encoder(images))
-            for t in range(tokens.shape[1] - 2):
-                logits, state = self.model.decoder.step(mixed[:, t], state)
-                drawn = torch.multinomial(logits.float().softmax(dim=-1), 1)[:, 0]
-                real = (tokens[:, t + 1] != Vocabulary.pad) & (tokens[:, t + 1] != Vocabulary.eos)
-                mixed[:, t + 1] = torch.where(replaced[:, t + 1] & real, drawn, tokens[:, t + 1])
-        return mixed
+            return with_own_words(self.model, images, tokens, torch.rand(tokens.shape, generator=draws) < share)
 
     # After an epoch
 
@@ -296,7 +246,7 @@ class Trainer:
         if folder is None:
             return
         checkpoint.verify(folder)
-        load_weights(self.model, checkpoint.load_tensors(folder, "model"), self.run)
+        checkpoint.load_weights(self.model, checkpoint.load_tensors(folder, "model"), self.run)
         if self.average.average:
             self.average.load(checkpoint.load_tensors(folder, "average"))
         self.optimizer.load_state_dict(checkpoint.load_optimizer(folder))
@@ -310,20 +260,6 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         if self.world.is_main and not self.is_finished:
             say(f"resuming {self.run} at epoch {self.progress.epoch + 1}, step {self.progress.step}")
-
-
-def load_weights(model: CaptionModel, weights: dict[str, Tensor], run: Path) -> None:
-    """Everything but a frozen encoder's must be there. Raises UserError for a checkpoint of another model."""
-    try:
-        absent, strange = model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise UserError(f"run={run}: its checkpoint is of another model ({str(error).splitlines()[-1].strip()})") from None
-    if strange or any(not name.startswith("encoder.") for name in absent):
-        raise UserError(f"run={run}: its checkpoint is of another model (it lacks {absent[:3]} and has {strange[:3]})")
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")
 
 
 def take(batches: Iterator[Batch], count: int) -> list[Batch]:
