@@ -1,7 +1,8 @@
-"""`captioning caption | check-data | doctor`: thin, and quick to say --help, because what is heavy is imported where it is used."""
+"""`captioning caption | check-data | extract | cache | doctor`: thin, and quick with --help: what is heavy is imported where it is used."""
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from captioning.errors import UserError, plain_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="captioning", description="Caption files, check data, look at the installation.")
+    parser = argparse.ArgumentParser(prog="captioning", description="Caption files, check data, keep features, look at the installation.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     caption = commands.add_parser("caption", help="caption image files with a trained run")
@@ -28,11 +29,21 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
     check.add_argument("--most", type=int, default=10, help="problems of a kind to list (all are counted)")
 
+    extract = commands.add_parser("extract", help="a frozen encoder's features of all images, once for many runs")
+    extract.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
+
+    cache = commands.add_parser("cache", help="features on disk: list them, remove some")
+    cache.add_argument("action", choices=["list", "remove"])
+    cache.add_argument("keys", nargs="*", metavar="KEY", help="what to remove; --all: everything")
+    cache.add_argument("--all", action="store_true")
+    cache.add_argument("--dir", type=Path, default=Path(os.environ.get("CAPTIONING_CACHE", "cache")), help="cache.dir of the runs")
+
     commands.add_parser("doctor", help="versions, device, and what is missing for what")
 
     options = parser.parse_args(arguments)
     with plain_errors():
-        {"caption": run_caption, "check-data": run_check, "doctor": run_doctor}[options.command](options)
+        run = {"caption": run_caption, "check-data": run_check, "extract": run_extract, "cache": run_cache, "doctor": run_doctor}
+        run[options.command](options)
 
 
 def run_caption(options: argparse.Namespace) -> None:
@@ -114,6 +125,32 @@ def run_check(options: argparse.Namespace) -> None:
     fatal = sum(problem.is_fatal for problem in problems)
     print(f"\n{len(problems)} problems, {fatal} of which would make training wrong" if problems else "\nno problems")
     sys.exit(1 if fatal else 0)
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    from captioning.build.compose import as_dict, composed
+    from captioning.build.schema import check
+
+    config = as_dict(composed("train", options.overrides))
+    check(config)
+    from captioning.build.features import extract_all
+
+    extract_all(config)
+
+
+def run_cache(options: argparse.Namespace) -> None:
+    from captioning.cache.store import entries, in_words, remove
+
+    if options.action == "remove":
+        if options.all == bool(options.keys):
+            raise UserError("captioning cache remove: give KEYs of `captioning cache list`, or --all")
+        keys = [entry.key for entry in entries(options.dir)] if options.all else options.keys
+        print(f"{in_words(remove(options.dir, keys))} set free")
+        return
+    found = entries(options.dir)
+    for entry in found:
+        print(f"{entry.key}  {in_words(entry.bytes):>9}  {entry.state:10}  {entry.images:,} images  {entry.what}")
+    print(f"{len(found)} in {options.dir}, {in_words(sum(entry.bytes for entry in found))}")
 
 
 def run_doctor(options: argparse.Namespace) -> None:

@@ -1,22 +1,37 @@
 """Laws of the feature cache: what it gives is what the encoder would give, or it is not used."""
 
+import json
 import os
+import shutil
+import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from conftest import SMALL
+from safetensors.torch import save_file
 
-from captioning.cache.features import FeatureSource, FeatureStore
+from captioning.build.runs import load_run
+from captioning.cache.extract import extract
+from captioning.cache.key import CacheSettings, folder_of, key_of, recipe_of
+from captioning.cache.source import FeatureSource
+from captioning.cache.store import FeatureStore, entries, remove
 from captioning.data.dataset import ImageSource
+from captioning.data.records import Record
+from captioning.data.shapes import shapes
 from captioning.data.transforms import Transform
 from captioning.errors import UserError
+from captioning.models.encoders import SmallCNN, TorchvisionEncoder
 
+HIDDEN = ["decoder.attention_size=8"]
 FROZEN = ["encoder=resnet18", "encoder.weights=none", *SMALL]
 
 
 def folders(tmp_path):
-    return sorted((tmp_path / "cache" / "features").iterdir())
+    return sorted((tmp_path / "cache" / "features").glob("*/"))
 
 
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
@@ -31,19 +46,70 @@ def test_cached_and_live_features_give_the_same_loss_to_the_precision_of_their_s
     assert losses[0] != losses[1]  # stored in half precision: exactly equal would mean that one was not used
 
 
-def test_features_are_extracted_once(train, tmp_path, monkeypatch):
+def test_features_are_extracted_once_for_each_split(train, tmp_path):
     train(*FROZEN, "decoder=lstm", run=tmp_path / "a")
-    (folder,) = folders(tmp_path)
-    before = os.stat(folder / "grid.npy").st_mtime_ns
+    before = [os.stat(folder / "grid").st_mtime_ns for folder in folders(tmp_path)]
     train(*FROZEN, "decoder=attention", run=tmp_path / "b")
-    assert folders(tmp_path) == [folder] and os.stat(folder / "grid.npy").st_mtime_ns == before
+    assert len(before) == 2 and [os.stat(folder / "grid").st_mtime_ns for folder in folders(tmp_path)] == before
 
 
-@pytest.mark.parametrize("change", ["seed=2", "data.transform.fit=crop", "encoder.grid=layer3", "data.reader.seed=5"])
-def test_other_weights_transforms_layers_or_images_never_hit(train, tmp_path, change):
+def test_a_warm_cache_spares_the_building_of_the_encoder(train, tmp_path, monkeypatch):
+    train(*FROZEN, "decoder=attention", *HIDDEN, run=tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("captioning.models.encoders.cut_open", lambda *_: pytest.fail("the CNN was built"))
+        train(*FROZEN, "decoder=lstm", "trainer=smoke", run=tmp_path / "b").fit()
+        evaluated = score(tmp_path / "b", "val")
+    run = load_run(tmp_path / "b", torch.device("cpu"))  # and the run directory has the encoder all the same
+    assert isinstance(run.model.encoder, TorchvisionEncoder)
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "none"))
+    assert score(tmp_path / "b", "val", "features=off")["loss"] == pytest.approx(evaluated["loss"], rel=1e-3)
+
+
+def score(run, split, *overrides):
+    from captioning.build.compose import composed
+    from captioning.build.jobs import evaluate
+
+    evaluate(composed("eval", [f"run={run}", f"split={split}", "show=0", "device=cpu", *overrides]))
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_evaluation_keeps_the_features_of_its_split_too(train, tmp_path):
+    train(*FROZEN, "decoder=lstm", "trainer=smoke").fit()
+    assert len(folders(tmp_path)) == 2
+    kept = score(tmp_path / "run", "test")
+    assert len(folders(tmp_path)) == 3
+    live = score(tmp_path / "run", "test", "features=off")
+    assert kept["loss"] == pytest.approx(live["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "change", ["seed=2", "data.transform.fit=crop", "encoder.grid=layer3", "cache.dtype=bf16", "cache.precision=bf16"]
+)  # seed: of random weights
+def test_other_weights_transforms_layers_and_precisions_never_hit(train, tmp_path, change):
     train(*FROZEN, "decoder=lstm", run=tmp_path / "a")
     train(*FROZEN, "decoder=lstm", change, run=tmp_path / "b")
-    assert len(folders(tmp_path)) == 2
+    assert len(folders(tmp_path)) == 4
+
+
+def test_the_key_follows_the_weights_and_the_images_not_where_they_lie(tmp_path):
+    torch.manual_seed(0)
+    tensors = {name: value.contiguous() for name, value in torchvision.models.resnet18().state_dict().items()}
+    for name in ("a", "b"):
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    save_file(tensors | {"fc.bias": tensors["fc.bias"] + 1}, tmp_path / "c.safetensors")
+    asked = [{"name": "resnet18", "weights": str(tmp_path / f"{name}.safetensors")} for name in "abc"]
+    a, b, c = (TorchvisionEncoder.frozen_weights(0, settings) for settings in asked)
+    assert a == b != c
+    assert TorchvisionEncoder.frozen_weights(0, asked[0] | {"finetune": "all"}) is None
+
+    def key(**changes):
+        return key_of(recipe_of(asked[0], a, Transform(**changes), [record], CacheSettings()))
+
+    record = Record("1", tmp_path / "a.safetensors", ["one"], "", [1])
+    before = key()
+    assert key(flip=0.5, zoom=0.1) == before != key(size=96)  # augmentation is of training: what is kept was never augmented
+    os.utime(record.path, (1, 1))
+    assert key() != before
 
 
 @pytest.mark.parametrize("change", ["data.transform.zoom=0.2", "encoder.finetune=all"])
@@ -63,33 +129,129 @@ def test_a_decoder_that_looks_at_the_grid_is_given_it(train, tmp_path):
         assert batch.images.grid.shape[1] == cells and batch.images.pooled.shape[1] == 512
 
 
-def test_a_damaged_cache_is_refused(train, tmp_path):
-    train(*FROZEN, "decoder=lstm")
-    (folder,) = folders(tmp_path)
-    content = (folder / "grid.npy").read_bytes()
-    (folder / "grid.npy").write_bytes(content[:-4000])
-    with pytest.raises(UserError, match="damaged"):
+@pytest.fixture
+def drawn(drawings, tmp_path):
+    """Everything `extract` asks for, on five batches of drawings."""
+    records = shapes(drawings, train=150, val=1, test=1, size=32)["train"]
+    settings, builds, said = CacheSettings(dir=str(tmp_path / "cache")), [], []
+    encoder = SmallCNN(16).requires_grad_(False)
+    recipe = recipe_of({"name": "small"}, "weights", Transform(size=32), records, settings)
+
+    def run(folder=None, dtype="fp16", progress=None):
+        def build():
+            builds.append(1)
+            return encoder
+
+        its = recipe | {"dtype": dtype}
+        folder = folder_of(its, settings)
+        extract(folder, its, build, records, Transform(size=32), device=torch.device("cpu"), workers=0, arithmetic=nullcontext,
+                say=said.append, progress=progress or (lambda *_: nullcontext(lambda _: None)))  # fmt: skip
+        return folder
+
+    return SimpleNamespace(run=run, records=records, builds=builds, said=said, encoder=encoder)
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_an_extraction_that_was_killed_goes_on_and_ends_with_the_same_bytes(drawn, monkeypatch):
+    whole = drawn.run()
+    expected = content(whole)
+    shutil.rmtree(whole)
+    monkeypatch.setattr("captioning.cache.extract.SAFE_EVERY", 0.0)
+    seen = []
+
+    def dying(images):
+        seen.append(images)
+        if sum(seen) == 96:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drawn.run(progress=lambda *_: nullcontext(dying))
+    assert not whole.exists()
+    (part,) = whole.parent.glob("*.unfinished")
+    with open(part / "grid", "ab") as file:
+        file.write(b"half a row")  # what a kill within a write leaves
+    assert content(drawn.run(progress=lambda *_: nullcontext(seen.append))) == expected
+    assert sum(seen) == 96 + 150 - 64  # the third batch had not been made safe when it died
+
+
+def test_two_that_want_the_same_features_extract_them_once(drawn):
+    start = threading.Barrier(2)
+
+    def job():
+        start.wait()
+        drawn.run()
+
+    threads = [threading.Thread(target=job) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(drawn.builds) == 1
+    assert sum("waiting for another process" in line for line in drawn.said) <= 1
+
+
+def test_the_size_is_said_and_held_against_the_disk_before_anything_is_written(drawn, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=40_000))
+    with pytest.raises(UserError, match=r"the features take 0\.1 MB, only 0\.0 MB are free there"):
+        drawn.run()
+    assert "150 images" in drawn.said[0] and "0.1 MB" in drawn.said[0]
+
+
+def test_a_number_too_large_for_its_storage_is_refused(drawn):
+    with torch.no_grad():
+        drawn.encoder.where.bias.fill_(1e5)
+    with pytest.raises(UserError, match="cache.dtype=fp16: a feature does not fit"):
+        drawn.run()
+    drawn.run(dtype="bf16")
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda folder: (folder / "grid").write_bytes((folder / "grid").read_bytes()[:-400]), "grid has .* bytes instead of"),
+        (lambda folder: (folder / "index.json").write_text("{"), "index.json is damaged"),
+        (lambda folder: (folder / "index.json").write_text((folder / "index.json").read_text().replace("fp16", "fp32")), "something else"),
+        (lambda folder: (folder / "pooled").unlink(), "pooled has 0 bytes"),
+    ],
+)
+def test_a_truncated_damaged_or_foreign_store_is_refused_with_the_reason(drawn, damage, reason):
+    folder = drawn.run()
+    FeatureStore(folder)
+    damage(folder)
+    with pytest.raises(UserError, match=f"{reason}.*cache remove {folder.name}"):
         FeatureStore(folder)
 
 
-def test_an_extraction_that_dies_leaves_nothing_to_find(train, tmp_path, monkeypatch):
-    calls = []
+@pytest.mark.parametrize(("dtype", "precision"), [("fp32", 0), ("fp16", 2**-11), ("bf16", 2**-8)])
+def test_a_store_gives_what_the_encoder_gives_held_or_streamed(drawn, dtype, precision):
+    store = FeatureStore(drawn.run(dtype=dtype))
+    some = [drawn.records[row] for row in (7, 140, 7, 0)]
+    with torch.inference_mode():
+        live = drawn.encoder(ImageSource(Transform(size=32)).load(some, None))
+    for memory in (1.0, 0.0):
+        source = FeatureSource(store, with_grid=True, device=torch.device("cpu"), memory=memory)
+        assert source.is_held == bool(memory)
+        for kept, expected in zip(source.load(some, None), live):
+            assert kept.dtype == store.dtype
+            torch.testing.assert_close(kept.float(), expected, rtol=precision, atol=1e-6)
 
-    def dying(self, *arguments):
-        calls.append(1)
-        if len(calls) > 1:
-            raise KeyboardInterrupt
-        return original(self, *arguments)
 
-    original = ImageSource.load
-    monkeypatch.setattr(ImageSource, "load", dying)
-    with pytest.raises(KeyboardInterrupt):
-        train(*FROZEN, "decoder=lstm")
-    assert folders(tmp_path) == []
+def test_cache_remove_deletes_what_is_named_and_the_weights_nobody_needs(drawn, tmp_path):
+    root = tmp_path / "cache"
+    keys = [drawn.run(dtype=dtype).name for dtype in ("fp16", "fp32")]
+    assert sorted(entry.key for entry in entries(root)) == sorted(keys) and {entry.state for entry in entries(root)} == {"whole"}
+    with pytest.raises(UserError, match="no such features"):
+        remove(root, ["x"])
+    remove(root, keys[:1])
+    assert [entry.key for entry in entries(root)] == keys[1:] and len(list((root / "encoders").iterdir())) == 1
+    remove(root, keys[1:])
+    assert entries(root) == [] and not list((root / "encoders").iterdir())
 
 
 def test_a_run_on_cached_features_captions_pictures_by_itself(train, tmp_path):
-    from captioning.build.runs import load_run
     from captioning.search import Beam
 
     trainer = train(*FROZEN, "decoder=attention", "trainer=smoke")

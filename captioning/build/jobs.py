@@ -2,6 +2,7 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ class Training:
         self.settings = make_settings(config)
         self.data = make_data(config)
         self.search, self.loss = make("search", config["search"]), make("loss", config["loss"])
-        self.schedule = make("scheduler", config["scheduler"])
+        self.schedule, self.cache = make("scheduler", config["scheduler"]), make("cache", config["cache"])
         make_optimizer(config, None)
         find_device(config["device"])
 
@@ -60,9 +61,9 @@ class Training:
         import torch
 
         from captioning.analysis.samples import SamplePictures
+        from captioning.build.features import copy_weights, open_features
         from captioning.build.objects import make, make_encoder, make_model, make_optimizer
-        from captioning.build.runs import flat, prepare
-        from captioning.cache.features import FeatureSource
+        from captioning.build.runs import flat, prepare, save_weights
         from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
         from captioning.data.vocabulary import Vocabulary
         from captioning.models.encoders import GivenFeatures
@@ -80,14 +81,16 @@ class Training:
         splits = data.read("train", "val")
         texts = [caption for record in splits["train"] for caption in record.captions]
         vocabulary = Vocabulary.build(texts, data.min_count)
-        encoder = make_encoder(config, seed)
-        store = self.features(encoder, [*splits["train"], *splits["val"]], world)
-        model = make_model(config, GivenFeatures(encoder.dims) if store else encoder, vocabulary, seed)
+        weights, features = open_features(config, data, self.cache, world)
+        stores = {split: features.store(splits[split]) for split in ("train", "val")} if features else {}
+        encoder = GivenFeatures(stores["train"].dims) if stores else make_encoder(config, seed)
+        model = make_model(config, encoder, vocabulary, seed)
         if config["vectors"] is not None:
             found = read_vectors(Path(config["vectors"]), vocabulary.words, model.decoder.words.vectors.weight)
             say(f"vectors: {found} of {len(vocabulary)} words have one")
         if world.is_main:
-            prepare(self.run, config, splits, vocabulary, encoder)
+            save = partial(copy_weights, stores["train"]) if stores else partial(save_weights, encoder) if encoder.is_frozen else None
+            prepare(self.run, config, splits, vocabulary, weights, save)
             unknown = vocabulary.unknown_rate(caption for record in splits["val"] for caption in record.captions)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             say(f"run {self.run} on {world.device}{f', {world.size} processes' if world.size > 1 else ''}")
@@ -97,10 +100,11 @@ class Training:
         if settings.compile:
             model.encoder.compile()
             model.decoder.compile_parts()
-        source = FeatureSource(store, model.decoder.uses_grid) if store else ImageSource(data.transform)
+        pictures = ImageSource(data.transform)
+        sources = {split: features.source(stores[split], model.decoder.uses_grid) if features else pictures for split in ("train", "val")}
         ranks = {"rank": world.rank, "world": world.size}
-        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, source)
-        images = ReferenceImages(splits["val"], vocabulary, data.max_length, source)
+        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"])
+        images = ReferenceImages(splits["val"], vocabulary, data.max_length, sources["val"])
         return Trainer(
             settings,
             model=model,
@@ -123,30 +127,6 @@ class Training:
             hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
         )
 
-    def features(self, encoder: Any, records: Any, world: Any) -> Any:
-        """The store of a frozen encoder's features, extracted if it is not there; None where training computes them."""
-        from captioning.cache.features import FeatureStore, distinct, extract, key_of
-        from captioning.training.console import progress, say
-
-        choice, changing = self.config["features"], None
-        if not encoder.is_frozen:
-            changing = "the encoder is trained"
-        elif self.data.transform.is_random:
-            changing = "training pictures are augmented (data.transform.flip, data.transform.zoom)"
-        if choice == "on" and changing:
-            raise UserError(f"features=on: features cannot be kept while {changing}; allowed: auto, off")
-        if choice == "off" or changing:
-            return None
-        records = distinct(records)
-        key = key_of({k: v for k, v in self.config["encoder"].items() if k != "weights"}, encoder, self.data.transform, records)
-        folder = Path(os.environ.get("CAPTIONING_CACHE", "cache")) / "features" / key
-        if world.is_main and not folder.exists():
-            say(f"extracting the features of {len(records)} images, once, into {folder} (features=off does without)")
-            with progress("features", len(records)) as advance:
-                extract(folder, encoder, records, self.data.transform, device=world.device, workers=self.data.workers, progress=advance)
-        world.gather(None)  # the other ranks wait
-        return FeatureStore(folder)
-
 
 def evaluate(config: DictConfig) -> None:
     """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
@@ -155,9 +135,11 @@ def evaluate(config: DictConfig) -> None:
     import torch
 
     from captioning.analysis.samples import captioned_pictures
+    from captioning.build.features import Features, why_not
     from captioning.build.objects import make
-    from captioning.build.runs import load_run
+    from captioning.build.runs import load_run, read_config, read_env
     from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages
+    from captioning.models.encoders import GivenFeatures
     from captioning.training.console import progress, say
     from captioning.training.distributed import World, find_device
     from captioning.training.evaluate import Evaluator, warning_of_collapse
@@ -166,15 +148,25 @@ def evaluate(config: DictConfig) -> None:
     search = make("search", settings["search"])
     if settings["out"] and Path(settings["out"]).is_file():
         raise UserError(f"out={settings['out']}: is a file; a folder is needed")
-    device = find_device(settings["device"])
-    run = load_run(Path(settings["run"]), device)
+    device, path = find_device(settings["device"]), Path(settings["run"])
+    trained = read_config(path)
     changes = {key: value for key, value in settings["data"].items() if value is not None}
-    node = run.config["data"] | changes
+    node = trained["data"] | changes
     if "root" in changes and "root" in node["reader"]:
         node["reader"] = node["reader"] | {"root": changes["root"]}
     data = make("data", node)
     records = data.read(settings["split"])[settings["split"]]
-    images = ReferenceImages(records, run.vocabulary, data.max_length, ImageSource(data.transform))
+    weights = read_env(path)["encoder"]
+    if why_not(settings["features"], is_frozen=weights is not None, is_random=False) or weights is None:
+        run, source = load_run(path, device), ImageSource(data.transform)
+    else:
+        kept = make("cache", trained["cache"] | {key: value for key, value in settings["cache"].items() if value is not None})
+        build = lambda: load_run(path, device).model.encoder  # noqa: E731
+        features = Features(kept, trained["encoder"], weights, build, data.transform, data.workers, World(device))
+        store = features.store(records)
+        run = load_run(path, device, GivenFeatures(store.dims))
+        source = features.source(store, run.model.decoder.uses_grid)
+    images = ReferenceImages(records, run.vocabulary, data.max_length, source)
     evaluator = Evaluator(
         ReferenceBatches(images, data.batch_size, workers=data.workers),
         vocabulary=run.vocabulary,

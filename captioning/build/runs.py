@@ -5,6 +5,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,12 @@ from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
 from captioning.models.caption_model import CaptionModel
-from captioning.models.encoders import Encoder
+from captioning.models.encoders import Encoder, GivenFeatures
 from captioning.training import checkpoint
 
 FORMAT = 1  # of a run directory; raised when an older program could misread a newer one
 MAY_CHANGE = {  # between a run's start and its going on
-    "run", "device", "features", "logger", "data.root", "data.reader.root", "data.workers",
+    "run", "device", "features", "cache.dir", "cache.memory", "logger", "data.root", "data.reader.root", "data.workers",
     "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.log_every", "trainer.samples",
 }  # fmt: skip
 
@@ -62,8 +63,18 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in flat(child, f"{path}.{name}" if path else name).items()}
 
 
-def prepare(path: Path, config: dict[str, Any], splits: Splits, vocabulary: Vocabulary, encoder: Encoder) -> None:
-    """Write what does not change in training. A frozen encoder's weights are kept here once, not in every checkpoint."""
+def prepare(
+    path: Path,
+    config: dict[str, Any],
+    splits: Splits,
+    vocabulary: Vocabulary,
+    weights: str | None,
+    save_encoder: Callable[[Path], None] | None,
+) -> None:
+    """Write what does not change in training. A frozen encoder's weights are kept here once, not in every checkpoint.
+
+    weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file.
+    """
     data = hashlib.sha256(repr([(record.image_id, record.captions) for record in splits["train"]]).encode()).hexdigest()
     if (path / "config.yaml").exists():
         if read_env(path)["data"] != data:
@@ -72,16 +83,21 @@ def prepare(path: Path, config: dict[str, Any], splits: Splits, vocabulary: Voca
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if encoder.is_frozen:
-            save_file(checkpoint.apart(encoder.state_dict()), path / "encoder.safetensors")
+        if save_encoder:
+            (path / "encoder.safetensors").unlink(missing_ok=True)
+            save_encoder(path / "encoder.safetensors")
         vocabulary.save(path / "vocabulary.json")
         files = [file for file in (path / "encoder.safetensors", path / "vocabulary.json") if file.exists()]
-        about = environment() | {"data": data, "files": {file.name: checkpoint.sha256(file) for file in files}}
+        about = environment() | {"data": data, "encoder": weights, "files": {file.name: checkpoint.sha256(file) for file in files}}
         (path / "env.json").write_text(json.dumps(about, indent=1) + "\n")
         OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
         (path / "config.yaml.new").rename(path / "config.yaml")  # last: what has a config is a run
     except OSError as error:
         raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
+
+
+def save_weights(encoder: Encoder, file: Path) -> None:
+    save_file(checkpoint.apart(encoder.state_dict()), file)
 
 
 def refuse_another(path: Path, config: dict[str, Any]) -> None:
@@ -116,7 +132,7 @@ def environment() -> dict[str, Any]:
 def read_env(path: Path) -> dict[str, Any]:
     try:
         about = json.loads((path / "env.json").read_text())
-        version, _, _ = about["format"], about["data"], about["files"]
+        version, _, _, _ = about["format"], about["data"], about["files"], about["encoder"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"run={path}: not a whole run directory (env.json: {error})") from None
     if version != FORMAT:
@@ -142,8 +158,11 @@ def read_config(path: Path) -> dict[str, Any]:
     return settings
 
 
-def load_run(path: Path, device: torch.device) -> Run:
-    """The trained model of a run, from the directory alone: the best checkpoint, or the last where none is best yet."""
+def load_run(path: Path, device: torch.device, features: GivenFeatures | None = None) -> Run:
+    """The trained model of a run, from the directory alone: the best checkpoint, or the last where none is best yet.
+
+    features: stands for a frozen encoder, which is then not built.
+    """
     config = read_config(path)
     for name, digest in read_env(path)["files"].items():
         if not (path / name).is_file() or checkpoint.sha256(path / name) != digest:
@@ -154,10 +173,10 @@ def load_run(path: Path, device: torch.device) -> Run:
     checkpoint.verify(folder)
     vocabulary = Vocabulary.load(path / "vocabulary.json")
     weightless = {"weights": "none"} if "weights" in config["encoder"] else {}
-    encoder = make_encoder({"encoder": config["encoder"] | weightless}, seed=0)
+    encoder = features or make_encoder({"encoder": config["encoder"] | weightless}, seed=0)
     model = make_model(config, encoder, vocabulary, seed=0)
     weights = checkpoint.load_tensors(folder, "model")
-    if (path / "encoder.safetensors").exists():
+    if (path / "encoder.safetensors").exists() and not features:
         encoder.load_state_dict(load_file(path / "encoder.safetensors"))
     checkpoint.load_weights(model, weights, path)
     return Run(path, config, model.to(device).eval(), vocabulary, make("data.transform", config["data"]["transform"]))

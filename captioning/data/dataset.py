@@ -1,6 +1,8 @@
 """Batches for training and for evaluation. Whether images or cached features fill them, the source decides."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,6 +16,8 @@ from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
 from captioning.randomness import generator_for
+
+AHEAD = 2  # batches read before they are needed
 
 
 class Batch(NamedTuple):
@@ -130,10 +134,13 @@ class Careful(Dataset):
 
 def loader(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
     """One batch for each list of keys."""
+    if items.source.in_process:
+        yield from ahead(items, keys)
+        return
     batches = DataLoader(
         Careful(items),
         batch_sampler=keys,  # type: ignore[arg-type]
-        num_workers=0 if items.source.in_process else workers,
+        num_workers=workers,
         collate_fn=lambda batch: batch,
         pin_memory=torch.cuda.is_available(),
     )
@@ -141,3 +148,15 @@ def loader(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def ahead(items: Any, keys: Sequence[Sequence]) -> Iterator[Any]:
+    """The same in this process: while a batch is used, a thread reads those after it."""
+    with ThreadPoolExecutor(1) as reader:
+        waiting: deque[Future] = deque()
+        for key in keys:
+            waiting.append(reader.submit(items.__getitems__, key))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,16 +1,16 @@
 """Encoders: from images to features. One adapter serves every torchvision classification CNN; `SmallCNN` is for drawings."""
 
 import itertools
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from captioning.errors import UserError, did_you_mean
 from captioning.kinds import Count, Number
 from captioning.models.features import FeatureDims, ImageFeatures
-from captioning.models.weights import download_imagenet, load_weights
+from captioning.models.weights import find_weights, load_weights, sha256
 
 LAYERS = {  # names people use for torchvision's layers; any other node of the network may be named as torchvision names it
     "vgg16": {
@@ -39,6 +39,16 @@ class Encoder(nn.Module):
     def is_frozen(self) -> bool:
         """Never trained: its features may be kept, its weights saved once."""
         return not any(parameter.requires_grad for parameter in self.parameters())
+
+    @classmethod
+    def frozen_weights(cls, seed: int, settings: dict[str, Any]) -> str | None:
+        """What tells the weights of a frozen encoder with these settings from all others, known without building it.
+        None: it is trained, or has to be built for that."""
+        return None
+
+    def fold(self) -> "Encoder":
+        """The same function of images in fewer operations, where there is one. Its weights are others afterwards."""
+        return self
 
 
 class GivenFeatures(Encoder):
@@ -106,19 +116,29 @@ class TorchvisionEncoder(Encoder):
         known = torchvision.models.list_models(module=torchvision.models)  # classifiers only
         if name not in known:
             raise UserError(f"encoder.name={name}: torchvision has no such model.{did_you_mean(name, known)}")
-        file = download_imagenet(name) if weights == "imagenet" else Path(weights)
         model = torchvision.models.get_model(name, weights=None)
         if style == "caffe":
             as_in_caffe(model, name)
         self.body = cut_open(model.eval(), name, grid, pooled)
         if weights != "none":
-            load_weights(self.body, file, whole=model, name=name)
+            load_weights(self.body, find_weights(name, weights), whole=model, name=name)
         self.body = self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
         self.pretrained = weights != "none"
         self.finetune_lr, self.finetune_epoch = finetune_lr, int(finetune_epoch)
         self.unfreeze(finetune)
         self.dims = self.measure(grid, pooled)
         self.train()
+
+    @classmethod
+    def frozen_weights(cls, seed: int, settings: dict[str, Any]) -> str | None:
+        weights = settings.get("weights", "imagenet")
+        if settings.get("finetune", "none") != "none":
+            return None
+        return f"seed {seed}, torch {torch.__version__}" if weights == "none" else sha256(find_weights(settings["name"], weights))
+
+    def fold(self) -> "TorchvisionEncoder":
+        fuse(self.body, inplace=True, no_trace=True)  # BatchNorm into the convolution before it
+        return self
 
     def unfreeze(self, finetune: str) -> None:
         names = [name for name, _ in self.body.named_parameters()]

@@ -1,5 +1,6 @@
 """Encoder weights: downloaded or from a file, and never loaded half by mistake."""
 
+import hashlib
 import re
 import socket
 from pathlib import Path
@@ -10,10 +11,22 @@ from torch import Tensor, nn
 from captioning.errors import UserError
 
 
+def find_weights(name: str, weights: str) -> Path:
+    """The file of `imagenet` or of a path."""
+    if weights == "imagenet":
+        return download_imagenet(name)
+    if not Path(weights).is_file():
+        raise UserError(f"encoder.weights={weights}: no such file; allowed are imagenet, none or the path of a .pth or .safetensors file")
+    return Path(weights)
+
+
+def sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def read_weights(file: Path) -> dict[str, Tensor]:
     """A state dict from .safetensors or, by weights-only load, from .pth/.pt."""
-    if not file.is_file():
-        raise UserError(f"encoder.weights={file}: no such file; allowed are imagenet, none or the path of a .pth or .safetensors file")
     try:
         if file.suffix == ".safetensors":
             from safetensors.torch import load_file

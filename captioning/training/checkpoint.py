@@ -1,6 +1,5 @@
 """Checkpoints: a folder written aside, checked by SHA-256 and moved into place. No pickled object is ever loaded."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from captioning.errors import UserError
+from captioning.models.weights import sha256
 
 
 def save(folder: Path, *, tensors: dict[str, dict[str, Tensor]], optimizer: dict[str, Any] | None, state: dict[str, Any]) -> None:
@@ -54,11 +54,6 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def find(folder: Path) -> Path | None:
