@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import steps
+from benchmarks import growth, input, scoring, startup, steps
 from benchmarks.measure import Row, Run, machine
+from benchmarks.searching import search_rows
 
 ROWS: dict[str, Callable[[Run], Iterable[Row]]] = {
     "attention-7x7": steps.attention("7x7"),
@@ -25,6 +26,17 @@ ROWS: dict[str, Callable[[Run], Iterable[Row]]] = {
     "gru": steps.other("gru"),
     "rnn": steps.other("rnn"),
     "memory": steps.memory,
+    "beam-attention-7x7": search_rows("attention", "7x7", 49),
+    "beam-attention-14x14": search_rows("attention", "14x14", 196),
+    "beam-lstm": search_rows("lstm", "", 1),
+    "beam-gru": search_rows("gru", "", 1),
+    "beam-rnn": search_rows("rnn", "", 1),
+    "extraction": input.extraction,
+    "feature-batch": input.feature_batch,
+    "epochs": input.epochs,
+    "scoring": scoring.scoring,
+    "startup": startup.startup,
+    "growth": growth.growth,
 }
 
 
