@@ -154,8 +154,10 @@ def packed_loss(logits: Tensor, targets: Tensor, lengths: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def search_one(model: Plain, features: ImageFeatures, beam_size: int, max_length: int) -> list[int]:
-    """Beam search for one image (1, N, D): features copied for every hypothesis, one step after another, lists of finished ones."""
+def search_one(model: Plain, features: ImageFeatures, beam_size: int, max_length: int, pace: float = 0.0) -> list[int]:
+    """Beam search for one image (1, N, D): features copied for every hypothesis, one step after another, lists of finished ones.
+
+    pace: added to the logit of <eos> with every word."""
     K, V = beam_size, model.vocabulary.out_features
     copies = ImageFeatures(*(part.expand(K, *part.shape[1:]) for part in features))
     state = model.begin(copies)
@@ -167,6 +169,7 @@ def search_one(model: Plain, features: ImageFeatures, beam_size: int, max_length
     for length in range(1, max_length + 1):
         logits, state = model.step(copies, model.embedding(words[:, -1]), state)
         logits[:, [PAD, BOS, UNK]] = -math.inf
+        logits[:, EOS] += pace * length
         totals = sums + F.log_softmax(logits, dim=1)
         best, places = (totals[0] if length == 1 else totals.view(-1)).topk(K)
         words = torch.cat([words[places // V], (places % V).unsqueeze(1)], dim=1)
@@ -184,10 +187,10 @@ def search_one(model: Plain, features: ImageFeatures, beam_size: int, max_length
     return done[max(range(len(scores)), key=scores.__getitem__)]
 
 
-def search_each(model: Plain, features: ImageFeatures, beam_size: int, max_length: int) -> list[list[int]]:
+def search_each(model: Plain, features: ImageFeatures, beam_size: int, max_length: int, pace: float = 0.0) -> list[list[int]]:
     """Image after image."""
     singles = [ImageFeatures(*(part[row : row + 1] for part in features)) for row in range(len(features.pooled))]
-    return [search_one(model, single, beam_size, max_length) for single in singles]
+    return [search_one(model, single, beam_size, max_length, pace) for single in singles]
 
 
 def bleu_a_batch(hypotheses: Sequence[str], references: Sequence[Sequence[str]], batch_size: int = 32) -> float:

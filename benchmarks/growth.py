@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from benchmarks.material import DIMS, Material, V, all_lengths, batch_of, decoder_of, features_of, grouped_batches, on, tokens_of
 from benchmarks.measure import Goal, LargestTensor, Row, Run, interleaved, peak_memory, row
-from benchmarks.searching import search, search_singly, talkative
+from benchmarks.searching import opinionated, search, search_singly
 from benchmarks.steps import our_step
 from captioning.data.sampler import batches
 from captioning.models.features import ImageFeatures
@@ -21,11 +21,10 @@ def batching(run: Run) -> Iterator[Row]:
     yield Row("share of padding, b64", "random batches: about .48", ratio=padding, goal=Goal(most=0.05))
     yield Row("time steps a batch / mean length, b64", "random batches: about 2", ratio=statistics.mean(steps) / mean, goal=Goal(most=1.15))
     lengths = (all_lengths() * 2)[:30_000]
-    times = interleaved(run, {n: lambda n=n: batches(lengths[: int(n)], 64, seed=0, epoch=0) for n in ("1000", "30000")})
-    few, many = ([seconds / int(n) for seconds in times[n]] for n in ("1000", "30000"))
-    yield row("making batches, a caption: 30,000 captions", "1,000 captions", few, many)._replace(
-        ratio=statistics.median(many) / statistics.median(few), spread=None
-    )
+    counts = (1_000, 30_000)
+    times = interleaved(run, {str(n): lambda n=n: batches(lengths[:n], 64, seed=0, epoch=0) for n in counts})
+    few, many = ([seconds / n for seconds in times[str(n)]] for n in counts)
+    yield grown("making batches, a caption, of 30,000 captions", "of 1,000 captions", few, many, Goal(most=1.05))
 
 
 def grown(work: str, against: str, before: list[float], after: list[float], goal: Goal) -> Row:
@@ -62,7 +61,7 @@ def vocabulary(run: Run) -> Iterator[Row]:
 
 def decoding(run: Run) -> Iterator[Row]:
     features = ImageFeatures(*(part.to(run.device) for part in features_of(32, 49)))
-    decoder = talkative("attention", features, run.device)
+    decoder = opinionated("attention", features)
     half = ImageFeatures(*(part[:16] for part in features))
     times = interleaved(
         run,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captioning.data.sampler import batches
 from captioning.data.vocabulary import words
@@ -80,9 +80,10 @@ def tokens_of(lengths: list[int], vocabulary: int = V) -> Tensor:
 
 
 def features_of(images: int, cells: int, dims: FeatureDims = DIMS) -> ImageFeatures:
-    """Like a ResNet's: not negative, half of them near zero."""
+    """Like a ResNet's: not negative, half of them zero, and images differ by more than their cells do."""
     draws = torch.Generator().manual_seed(2)
-    grid = torch.randn(images, cells, dims.grid, generator=draws).relu_()
+    image = 3 * torch.randn(images, 1, dims.grid, generator=draws)
+    grid = torch.randn(images, cells, dims.grid, generator=draws).add_(image).relu_()
     return ImageFeatures(grid, torch.randn(images, dims.pooled, generator=draws).relu_())
 
 
@@ -122,10 +123,3 @@ def decoder_of(name: str, device: torch.device, *, vocabulary: int = V, dims: Fe
     else:
         decoder = RecurrentDecoder(dims, vocabulary, cell=name, hidden_size=size, embedding_size=size, dropout=0.0)  # type: ignore[arg-type]
     return decoder.to(device)
-
-
-def opinionated(decoder: nn.Module, scale: float = 30.0) -> nn.Module:
-    """Sharper logits, so that a search has something to decide."""
-    with torch.no_grad():
-        decoder.words.out.weight.mul_(scale)  # type: ignore[union-attr]
-    return decoder.eval()

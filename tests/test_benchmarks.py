@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.baselines import plain_of
+from benchmarks.baselines import plain_of, search_each
 from benchmarks.flops import Sizes, flops_of
 from benchmarks.material import Material, decoder_of, features_of, tokens_of
 from benchmarks.measure import Run, compare, interleaved
+from benchmarks.searching import MAX_LENGTH, PACE, opinionated, search, search_singly
 from benchmarks.steps import difference
 from captioning.models.features import FeatureDims
 
@@ -53,3 +54,14 @@ def test_the_ratio_of_two_known_times_is_found():
     ratio, (lowest, highest) = compare(times["slow"], times["fast"])
     assert lowest <= ratio <= highest
     assert 1.5 < ratio < 6
+
+
+@pytest.mark.parametrize("name", ["attention", "lstm", "gru", "rnn"])
+@pytest.mark.parametrize("beam_size", [1, 3, 5])
+def test_the_plain_search_finds_the_captions_of_ours(name, beam_size):
+    features = features_of(7, CELLS, DIMS)
+    decoder = opinionated(name, features, vocabulary=WORDS, dims=DIMS, size=8)
+    ours = search(decoder, features, beam_size)
+    assert search_each(plain_of(decoder), features, beam_size, MAX_LENGTH, PACE) == ours
+    assert search_singly(decoder, features, beam_size) == ours
+    assert len({len(caption) for caption in ours}) > 1  # images end at different times
