@@ -5,6 +5,7 @@ import datetime
 import json
 import time
 from collections.abc import Callable, Iterable
+from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from benchmarks.searching import search_rows
 ROWS: dict[str, Callable[[Run], Iterable[Row]]] = {
     "attention-7x7": steps.attention("7x7"),
     "attention-14x14": steps.attention("14x14"),
+    "attention-7x7-compiled": steps.attention("7x7", compiled=True),
+    "attention-14x14-compiled": steps.attention("14x14", compiled=True),
     "attention-7x7-five": steps.attention_five("7x7"),
     "attention-14x14-five": steps.attention_five("14x14"),
     "attention-peer": steps.peer_step,
@@ -42,9 +45,9 @@ ROWS: dict[str, Callable[[Run], Iterable[Row]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="which rows (the beginning of a name is enough); none: all")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="which rows (`beam-*`: all of them); none: all")
     parser.add_argument("--list", action="store_true", help="print the rows' names")
-    parser.add_argument("--quick", action="store_true", help="two rounds, small data, nothing compiled: does it run?")
+    parser.add_argument("--quick", action="store_true", help="two rounds, less data: does it run?")
     parser.add_argument("--rounds", type=int, default=5, help="how often each way takes its turn")
     parser.add_argument("--threads", type=int, default=0, help="torch's threads; 0: as torch has them")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -54,7 +57,7 @@ def main() -> None:
     if options.list:
         print("\n".join(ROWS))
         return
-    chosen = [name for name in ROWS if not options.rows or name.startswith(tuple(options.rows))]
+    chosen = [name for name in ROWS if not options.rows or any(fnmatch(name, row) for row in options.rows)]
     if not chosen:
         parser.error(f"no such row; there are {', '.join(ROWS)}")
     if any("=" not in peer for peer in options.peer):
@@ -63,20 +66,27 @@ def main() -> None:
         torch.set_num_threads(options.threads)
     peers = {name: Path(folder) for name, _, folder in (peer.partition("=") for peer in options.peer)}
     run = Run(torch.device(options.device), 2 if options.quick else options.rounds, options.quick, peers)
-    show(run, measure_all(run, chosen), options.json)
-
-
-def measure_all(run: Run, chosen: Iterable[str]) -> list[Row]:
     rows: list[Row] = []
     progress = Console(stderr=True)
     for name in chosen:
         began = time.monotonic()
         rows += ROWS[name](run)
         progress.print(f"[dim]{name}: {time.monotonic() - began:.0f} s")
-    return rows
+        if options.json:  # after every row: who stops a long run keeps what it has measured
+            save(run, rows, options.json)
+    show(run, rows)
 
 
-def show(run: Run, rows: list[Row], file: Path | None) -> None:
+def save(run: Run, rows: list[Row], file: Path) -> None:
+    content = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": machine(run), "rounds": run.rounds}
+    content["rows"] = [
+        row._asdict() | {"goal": row.goal._asdict(), "floor_ratio": row.floor_ratio, "achieved": row.achieved, "is_met": row.is_met}
+        for row in rows
+    ]
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def show(run: Run, rows: list[Row]) -> None:
     about = machine(run)
     title = f"{about['gpu'] or about['cpu']}, {about['threads']} threads, torch {about['torch']}, {run.rounds} rounds"
     table = Table(title=title, caption="times in ms, medians; floor: matrix products alone, at the rate measured in the same rounds")
@@ -92,13 +102,6 @@ def show(run: Run, rows: list[Row], file: Path | None) -> None:
     for row in rows:
         if row.note:
             console.print(f"{row.work}, against {row.against}: {row.note}", markup=False)
-    if file:
-        content = {"date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"), "machine": about, "rounds": run.rounds}
-        content["rows"] = [
-            row._asdict() | {"goal": row.goal._asdict(), "floor_ratio": row.floor_ratio, "achieved": row.achieved, "is_met": row.is_met}
-            for row in rows
-        ]
-        file.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def cells_of(row: Row) -> list[str]:

@@ -84,7 +84,7 @@ def measured(run: Run, work: str, name: str, baseline: Work, ours: dict[str, Wor
         yield row(f"{work}, {way}", PLAIN[name], times["baseline"], times[way], floor=floor, goal=goals.get(way, Goal()))
 
 
-def step_rows(run: Run, work: str, name: str, material: Material, goals: dict[str, Goal]) -> Iterator[Row]:
+def step_rows(run: Run, work: str, name: str, material: Material, goals: dict[str, Goal], compiled: bool = False) -> Iterator[Row]:
     decoder = decoder_of(name, run.device)
     flops = floor_of(decoder, material)
     if name == "adaptive":  # its definition, looped over: nobody's tutorial
@@ -104,23 +104,22 @@ def step_rows(run: Run, work: str, name: str, material: Material, goals: dict[st
             yield Row(work, PLAIN[name], note=f"no ratio: loss or gradients differ by {apart:.1e}")
             return
         baseline = plain_step(plain, material)
-    ours = {"fp32": our_step(decoder, material), "bf16": our_step(deepcopy(decoder), material, "bf16")}
-    if not run.quick and name in ("attention", "adaptive"):
-        for precision in ("fp32", "bf16"):
-            compiled = deepcopy(decoder)
-            compiled.compile_parts()
-            ours[f"{precision} compiled"] = our_step(compiled, material, precision)
+    ours = {}
+    for precision in ("fp32", "bf16"):
+        copy = deepcopy(decoder)
+        if compiled:
+            copy.compile_parts()
+        ours[precision] = our_step(copy, material, precision)
     yield from measured(run, work, name, baseline, ours, flops, goals)
 
 
-def attention(grid: str) -> Callable[[Run], Iterator[Row]]:
+def attention(grid: str, compiled: bool = False) -> Callable[[Run], Iterator[Row]]:
     def rows(run: Run) -> Iterator[Row]:
         batch_size, cells = GRIDS[grid]
         fp32, bf16 = {"7x7": (4, 8), "14x14": (7, 14)}[grid]
         goals = {"fp32": Goal(fp32, floor=0.8), "bf16": Goal(bf16, floor=0.7)}
-        goals |= {f"{precision} compiled": goal for precision, goal in goals.items()}
         material = batch_of(batch_size, cells, run.device)
-        yield from step_rows(run, f"attention step {grid} b{batch_size}", "attention", material, goals)
+        yield from step_rows(run, f"attention step {grid} b{batch_size}{', compiled' * compiled}", "attention", material, goals, compiled)
 
     return rows
 

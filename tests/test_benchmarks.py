@@ -60,7 +60,7 @@ def test_the_ratio_of_two_known_times_is_found():
 @pytest.mark.parametrize("beam_size", [1, 3, 5])
 def test_the_plain_search_finds_the_captions_of_ours(name, beam_size):
     features = features_of(7, CELLS, DIMS)
-    decoder = opinionated(name, features, vocabulary=WORDS, dims=DIMS, size=8)
+    decoder = opinionated(name, features, vocabulary=300, dims=DIMS, size=32)
     ours = search(decoder, features, beam_size)
     assert search_each(plain_of(decoder), features, beam_size, MAX_LENGTH, PACE) == ours
     assert search_singly(decoder, features, beam_size) == ours
