@@ -86,9 +86,10 @@ class PlainAttention(nn.Module):
         tokens, features = tokens[order], features.select(order)
         words = self.embedding(tokens[:, :-1])
         state = self.begin(features)
-        logits = tokens.new_zeros(len(tokens), int(lengths[0]), self.vocabulary.out_features, dtype=words.dtype)
-        for time in range(int(lengths[0])):
-            still = int((lengths > time).sum())
+        steps = lengths.tolist()
+        logits = words.new_zeros(len(tokens), steps[0], self.vocabulary.out_features)
+        for time in range(steps[0]):
+            still = sum(length > time for length in steps)
             its = ImageFeatures(features.grid[:still], features.pooled[:still])
             said, state = self.step(its, words[:still, time], (state[0][:still], state[1][:still]))
             logits[:still, time] = said

@@ -38,8 +38,8 @@ def extracted(run: Run, folder: Path, encoder: Encoder, records: list[Record], s
     return folder
 
 
-def source_of(folder: Path) -> FeatureSource:
-    return FeatureSource(FeatureStore(folder), with_grid=True)
+def source_of(folder: Path, with_grid: bool = True) -> FeatureSource:
+    return FeatureSource(FeatureStore(folder), with_grid=with_grid)
 
 
 def load_batch(source: FeatureSource, records: list[Record], device: torch.device) -> ImageFeatures:
@@ -192,17 +192,17 @@ def epochs(run: Run) -> Iterator[Row]:
         records = photographs(folder, 8)
         cnn, encoder = tutorial_cnn(run), TorchvisionEncoder(ENCODER, GRID, weights="none")
         store = extracted(run, folder / "store", encoder, records)
-        source = source_of(store)
         for name, goal in (("attention", 20), ("lstm", 60)):
             material = batch_of(64, 49, run.device)
             decoder = decoder_of(name, run.device)
+            source = source_of(store, decoder.uses_grid)
             step, plain = our_step(decoder, material, "bf16"), plain_step(plain_of(decoder), material)
             batch = (records * 64)[: len(material.tokens)]
 
             def see(records: list[Record] = records) -> None:
                 cnn(torch.stack([tutorial_picture(record.path) for record in records]).to(run.device))
 
-            def cached(step: Work = step, batch: list[Record] = batch) -> None:
+            def cached(source: FeatureSource = source, step: Work = step, batch: list[Record] = batch) -> None:
                 load_batch(source, batch, run.device)
                 step()
 

@@ -154,12 +154,14 @@ def high_water() -> int:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Inside it, `elements` is the size of the largest tensor that any operation made."""
+    """Inside it, `elements` is the size of the largest tensor that any operation made; views are not made."""
 
     elements = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
+        if any(result.alias_info for result in function._schema.returns):
+            return made
         for tensor in made if isinstance(made, (tuple, list)) else [made]:
             if isinstance(tensor, Tensor):
                 self.elements = max(self.elements, tensor.numel())
