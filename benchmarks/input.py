@@ -12,6 +12,7 @@ from random import Random
 
 import numpy as np
 import torch
+from captioning.cache.features import FeatureSource, FeatureStore, extract
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from benchmarks.baselines import plain_of
 from benchmarks.material import DIMS, all_lengths, batch_of, decoder_of, flickr8k_root, lengths_by_image
 from benchmarks.measure import Goal, Row, Run, Work, interleaved, row
 from benchmarks.steps import our_step, plain_step
-from captioning.cache.features import FeatureSource, FeatureStore, extract
 from captioning.data.records import Record
 from captioning.data.shapes import draw, scene
 from captioning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform

@@ -93,19 +93,39 @@ def test_vectors_fill_the_rows_of_the_words_they_have(tmp_path):
 
 
 def test_our_cells_are_torchs():
-    """Our cell keeps its input product apart; it must still be the cell everybody means."""
-    from captioning.models.decoders.attention import Cell
+    """Our cells have their products made elsewhere; they must still be the cells everybody means."""
+    from captioning.models.decoders.attention import gru, lstm
 
-    for kind, reference in (("gru", torch.nn.GRUCell(5, 7)), ("lstm", torch.nn.LSTMCell(5, 7))):
-        ours = Cell(kind, 7)
-        order = [1, 0, 2] if kind == "gru" else [0, 1, 3, 2]  # ours: update, reset, new and write, keep, show, new
-        weight, bias = (torch.cat([part.chunk(len(order))[i] for i in order]) for part in (reference.weight_hh, reference.bias_hh))
-        inputs, bias_in = (torch.cat([part.chunk(len(order))[i] for i in order]) for part in (reference.weight_ih, reference.bias_ih))
-        ours.from_hidden.weight.data, ours.from_hidden.bias.data = weight.data, bias.data
-        x, hidden, cell = torch.randn(2, 5), torch.randn(2, 7), torch.randn(2, 7)
-        mine, _ = ours(x @ inputs.T + bias_in, hidden, cell)
-        theirs = reference(x, hidden) if kind == "gru" else reference(x, (hidden, cell))[0]
-        torch.testing.assert_close(mine, theirs)
+    x, hidden, cell = torch.randn(2, 5), torch.randn(2, 7), torch.randn(2, 7)
+    for ours, order, reference in (
+        (lambda a, b: gru(a, b, hidden), [1, 0, 2], torch.nn.GRUCell(5, 7)),  # ours: update, reset, new
+        (lambda a, b: lstm(a + b, cell)[0], [0, 1, 3, 2], torch.nn.LSTMCell(5, 7)),  # write, keep, show, new
+    ):
+        theirs = reference(x, hidden) if len(order) == 3 else reference(x, (hidden, cell))[0]
+        gates = [x @ reference.weight_ih.T + reference.bias_ih, hidden @ reference.weight_hh.T + reference.bias_hh]
+        torch.testing.assert_close(ours(*(torch.cat([part.chunk(len(order), -1)[i] for i in order], -1) for part in gates)), theirs)
+
+
+def test_gradients_of_the_loops_weights_made_later_are_those_made_step_by_step(decoder):
+    if not decoder.attends:
+        pytest.skip("has no loop of its own")
+    found = {}
+    for way in ("later", "at once"):
+        decoder.is_compiled = way == "at once"  # which takes the maps as they are
+        decoder.zero_grad()
+        decoder(features(3), TOKENS).logits.square().sum().backward()
+        found[way] = {name: parameter.grad for name, parameter in decoder.named_parameters()}
+    for name, gradient in found["later"].items():
+        torch.testing.assert_close(gradient, found["at once"][name], atol=1e-3, rtol=1e-5)  # of hundreds
+
+
+def test_captions_of_an_image_side_by_side_are_as_if_each_had_its_own(decoder):
+    image, tokens = features(2), torch.cat([TOKENS[:2], TOKENS[:2].flip(0)])
+    together = decoder(image, tokens)
+    apart = decoder(image.select(torch.tensor([0, 0, 1, 1])), tokens)
+    torch.testing.assert_close(together.logits, apart.logits)
+    if decoder.attends:
+        torch.testing.assert_close(together.attention, apart.attention)
 
 
 assert DIMS.grid != DIMS.pooled  # else a decoder that took the wrong one would pass

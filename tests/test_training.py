@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CNN, DECODERS, ROOT, SMALL, TINY, features
 
 from captioning.data.vocabulary import Vocabulary
@@ -15,7 +16,7 @@ from captioning.errors import UserError
 from captioning.models.decoders.base import DecoderOutput
 from captioning.training import checkpoint
 from captioning.training.averaging import AverageWeights
-from captioning.training.losses import CrossEntropy
+from captioning.training.losses import CrossEntropy, cross_entropy
 from captioning.training.schedules import Cosine, Plateau, Schedule, StepDecay
 
 ATTENTION = [*SMALL, "decoder.attention_size=8"]
@@ -356,3 +357,33 @@ def test_a_run_directory_holds_all_that_design_asks_for(finished):
     assert {"config.yaml", "vocabulary.json", "env.json", "last", "best"} <= names
     assert {"format", "torch", "commit", "command"} <= json.loads((finished / "env.json").read_text()).keys()
     assert not [path for path in finished.rglob("*") if path.suffix in (".pkl", ".pickle")]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_our_cross_entropy_is_torchs_in_value_and_gradient(smoothing, kind, monkeypatch):
+    monkeypatch.setattr("captioning.training.losses.NUMBERS_AT_ONCE", {True: 30, False: 30})  # several chunks
+    torch.manual_seed(0)
+    logits, targets = (4 * torch.randn(5, 3, 9)).to(kind).requires_grad_(), torch.randint(0, 9, (5, 3))
+    results = []
+    for loss in (
+        cross_entropy(DecoderOutput(logits, None), targets, smoothing),
+        F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=0, reduction="sum", label_smoothing=smoothing),
+    ):
+        (gradient,) = torch.autograd.grad(loss * 3, logits)
+        results.append((loss.detach(), gradient))
+    torch.testing.assert_close(*results)
+
+
+def test_captions_taken_together_share_their_image_and_give_the_same_gradient(train, tmp_path):
+    apart, together = (
+        train(f"data.captions_together={k}", "encoder.channels=16", *SMALL, "decoder.dropout=0", "optimizer=sgd", run=tmp_path / str(k))
+        for k in (1, 5)
+    )
+    batch = next(together.batches.epoch(0))
+    assert len(batch.images) == 3 and len(batch.tokens) == 15  # a batch of 16 captions has room for three images
+    repeated = batch._replace(images=batch.images.repeat_interleave(5, dim=0))
+    losses = [trainer.train_step([its])[0] for trainer, its in ((together, batch), (apart, repeated))]
+    torch.testing.assert_close(*losses)
+    for a, b in zip(together.model.parameters(), apart.model.parameters()):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

@@ -103,7 +103,7 @@ class Training:
         pictures = ImageSource(data.transform)
         sources = {split: features.source(stores[split], model.decoder.uses_grid) if features else pictures for split in ("train", "val")}
         ranks = {"rank": world.rank, "world": world.size}
-        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"])
+        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"], data.captions_together)
         images = ReferenceImages(splits["val"], vocabulary, data.max_length, sources["val"])
         return Trainer(
             settings,

@@ -22,7 +22,7 @@ AHEAD = 2  # batches read before they are needed
 
 class Batch(NamedTuple):
     images: Any  # what the encoder takes: (B, 3, h, w), or features from a cache
-    tokens: Tensor  # (B, T): <bos> words <eos>, then <pad>
+    tokens: Tensor  # (B*K, T), an image's captions side by side: <bos> words <eos>, then <pad>
     image_ids: list[str]
 
 
@@ -30,8 +30,7 @@ class References(NamedTuple):
     """Images of an evaluation, each once, with all their captions."""
 
     images: Any  # (B, ...)
-    tokens: Tensor  # (C, T), the captions of all images in one tensor
-    owner: Tensor  # (C,) the row of the image that a caption belongs to
+    tokens: Tensor  # (B*K, T), an image's captions side by side; rows of <pad> where it has fewer than K
     image_ids: list[str]
 
 
@@ -65,24 +64,37 @@ def padded(captions: Sequence[Sequence[int]]) -> Tensor:
     return tokens
 
 
-class TrainingCaptions(Dataset):
-    """Every caption of every record is one item; its key is (seed, epoch, number of the caption)."""
+def side_by_side(images: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """(B*K, T): the captions of every image, and empty ones up to the largest number of them."""
+    most = max(map(len, images))
+    return padded([caption for captions in images for caption in [*captions, *[[]] * (most - len(captions))]])
 
-    def __init__(self, records: Sequence[Record], vocabulary: Vocabulary, max_length: int, source: Source):
-        self.source = source
-        self.items = [(record, vocabulary.encode(caption, max_length)) for record in records for caption in record.captions]
-        self.lengths = [len(tokens) for _, tokens in self.items]
+
+class TrainingCaptions(Dataset):
+    """Every caption of every record is one item; its key is (seed, epoch, number of the item).
+
+    together: so many captions of one image are an item, and share its picture, its encoder pass and its attention keys.
+    """
+
+    def __init__(self, records: Sequence[Record], vocabulary: Vocabulary, max_length: int, source: Source, together: int = 1):
+        self.source, self.together = source, together
+        self.items = [
+            (record, [vocabulary.encode(text, max_length) for text in record.captions[start : start + together]])
+            for record in records
+            for start in range(0, len(record.captions), together)
+        ]
+        self.lengths = [max(map(len, captions)) for _, captions in self.items]
 
     def __getitems__(self, keys: Sequence[tuple[int, int, int]]) -> Batch:
         records, captions = zip(*(self.items[index] for _, _, index in keys))
-        return Batch(self.source.load(records, keys), padded(captions), [record.image_id for record in records])
+        return Batch(self.source.load(records, keys), side_by_side(captions), [record.image_id for record in records])
 
 
 class TrainingBatches:
     """The batches of an epoch from any position on: what a resumed run asks for."""
 
     def __init__(self, captions: TrainingCaptions, batch_size: int, *, seed: int, workers: int, rank: int = 0, world: int = 1):
-        self.captions, self.batch_size, self.workers = captions, batch_size, workers
+        self.captions, self.batch_size, self.workers = captions, max(1, batch_size // captions.together), workers  # of items
         self.seed, self.rank, self.world = seed, rank, world
 
     def order(self, epoch: int) -> list[list[int]]:
@@ -101,9 +113,8 @@ class ReferenceImages(Dataset):
 
     def __getitems__(self, rows: Sequence[int]) -> References:
         records = [self.records[row] for row in rows]
-        captions = [self.vocabulary.encode(text, self.max_length) for record in records for text in record.captions]
-        owner = torch.tensor([row for row, record in enumerate(records) for _ in record.captions])
-        return References(self.source.load(records, None), padded(captions), owner, [record.image_id for record in records])
+        captions = [[self.vocabulary.encode(text, self.max_length) for text in record.captions] for record in records]
+        return References(self.source.load(records, None), side_by_side(captions), [record.image_id for record in records])
 
 
 class ReferenceBatches:

@@ -13,6 +13,9 @@ from captioning.kinds import Count, Whole
 class Data:
     """
     root: where the data set lies.
+    batch_size: captions in a batch.
+    captions_together: so many captions of an image stand in one batch and share its encoder pass and attention keys; faster in
+        fine-tuning and for large grids. The same gradient for a batch, but batches are less mixed.
     min_count: words rarer than this in the training captions become <unk>.
     max_length: words of a training caption beyond this are cut off.
     """
@@ -21,6 +24,7 @@ class Data:
     transform: Transform
     root: str
     batch_size: Count = 64
+    captions_together: Count = 1
     workers: Whole = 2
     min_count: Count = 5
     max_length: Count = 40

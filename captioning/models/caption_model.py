@@ -15,7 +15,7 @@ class CaptionModel(nn.Module):
         self.encoder, self.decoder = encoder, decoder
 
     def forward(self, images: Inputs, tokens: Tensor) -> DecoderOutput:
-        """Teacher forcing: images and tokens (B, T), <bos> first -> logits for tokens[:, 1:]."""
+        """Teacher forcing: B images and tokens (B*K, T), <bos> first, an image's captions side by side -> logits for tokens[:, 1:]."""
         return self.decoder(self.encoder(images), tokens[:, :-1])
 
     @torch.inference_mode()

@@ -55,7 +55,7 @@ class Evaluator:
                 features = model.encoder(to_device(batch.images, device))
                 found = self.search(model.decoder.step, model.decoder.init_state(features))
                 tokens = batch.tokens.to(device)
-                output = model.decoder(features.select(batch.owner.to(device)), tokens[:, :-1])
+                output = model.decoder(features, tokens[:, :-1])
             losses.append(cross_entropy(output, tokens[:, 1:]))
             words += int((batch.tokens[:, 1:] != Vocabulary.pad).sum())
             texts = (self.vocabulary.decode(ids) for ids in found.tokens[:, 0].tolist())

@@ -10,14 +10,14 @@ from captioning.models.features import Inputs
 
 @torch.no_grad()
 def with_own_words(model: CaptionModel, images: Inputs, tokens: Tensor, replaced: Tensor) -> Tensor:
-    """tokens (B, T) with the words at `replaced` (B, T) drawn from the model, which has read the words replaced before them.
+    """tokens (B*K, T) with the words at `replaced` (B*K, T) drawn from the model, which has read the words replaced before them.
 
     No gradient flows through a draw, so teacher forcing on the result is the gradient of the step-by-step method. <bos>, <eos> and
     <pad> stay: the captions keep their lengths.
     """
     replaced = replaced.to(tokens.device) & (tokens != Vocabulary.pad) & (tokens != Vocabulary.eos) & (tokens != Vocabulary.bos)
     mixed = tokens.clone()
-    state = model.decoder.init_state(model.encoder(images))
+    state = model.decoder.begin(model.encoder(images), len(tokens))
     for t in range(tokens.shape[1] - 2):
         logits, state = model.decoder.step(mixed[:, t], state)
         drawn = torch.multinomial(logits.float().softmax(dim=-1), 1)[:, 0]

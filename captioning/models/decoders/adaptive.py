@@ -1,5 +1,6 @@
 """Adaptive attention: Lu et al. 2017, "Knowing when to look". A visual sentinel lets the decoder look away from the image."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from captioning.kinds import Count, Dropout
 from captioning.models.decoders.attention import AttendingDecoder, Attention
 from captioning.models.decoders.base import Words
+from captioning.models.decoders.later import Map
 from captioning.models.features import FeatureDims, ImageFeatures
 
 
@@ -40,7 +42,8 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
         self.from_word = nn.Linear(embedding_size, gates)
         self.from_whole = nn.Linear(embedding_size, gates, bias=False)
         self.from_hidden = nn.Linear(hidden_size, gates, bias=False)
-        self.attention = Attention(hidden_size, hidden_size, attention_size)
+        self.attention = Attention(hidden_size, attention_size)
+        self.query = nn.Linear(hidden_size, attention_size, bias=False)
         self.sentinel_key = nn.Linear(hidden_size, attention_size)
         self.words = Words(vocab_size, embedding_size, hidden_size, dropout=dropout, tied=tied)
 
@@ -51,19 +54,24 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
         memory = (cells, self.attention.key(cells), self.from_whole(whole))
         return AdaptiveState(memory, nothing, nothing, cells.new_zeros(cells.shape[:2]))
 
-    def advance(self, from_word: Tensor, state: AdaptiveState) -> tuple[AdaptiveState, Tensor]:
+    def maps(self) -> tuple[nn.Linear, ...]:
+        return self.from_hidden, self.query, self.sentinel_key
+
+    def advance(self, maps: Sequence[Map], from_word: Tensor, state: AdaptiveState) -> tuple[AdaptiveState, Tensor]:
+        from_hidden, to_query, sentinel_key = maps
         cells, keys, from_whole = state.memory
         images = len(cells)
-        gates = (from_word.unflatten(0, (images, -1)) + from_whole[:, None]).flatten(0, 1) + self.from_hidden(state.hidden)
+        gates = (from_word.unflatten(0, (images, -1)) + from_whole[:, None]).flatten(0, 1) + from_hidden(state.hidden)
         write, keep, show, new, look_away = gates.chunk(5, dim=-1)
         cell = torch.sigmoid(keep) * state.cell + torch.sigmoid(write) * torch.tanh(new)
         hidden = torch.sigmoid(show) * torch.tanh(cell)
         sentinel = torch.sigmoid(look_away) * torch.tanh(cell)  # (B*K, H)
-        on_grid = self.attention.scores(hidden, keys)  # (B, K, N)
-        on_sentinel = self.attention.score(torch.tanh(self.sentinel_key(sentinel) + self.attention.query(hidden)))
-        scores = torch.cat([on_grid, on_sentinel.unflatten(0, (images, -1))], dim=-1)
+        query = to_query(hidden)
+        on_grid = self.attention(query, keys)  # (B, K, N)
+        on_sentinel = self.attention.score(torch.tanh(sentinel_key(sentinel) + query)).unflatten(0, (images, -1))
+        scores = torch.cat([on_grid, on_sentinel], dim=-1)
         attention = scores.softmax(dim=-1).to(cells.dtype)  # (B, K, N + 1)
-        seen = torch.einsum("bkn,bnh->bkh", attention[..., :-1], cells)
+        seen = torch.bmm(attention[..., :-1], cells)
         seen = (seen + attention[..., -1:] * sentinel.unflatten(0, (images, -1))).flatten(0, 1)
         return AdaptiveState(state.memory, hidden, cell, attention[..., :-1].flatten(0, 1)), seen
 

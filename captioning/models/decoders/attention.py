@@ -1,5 +1,6 @@
 """Soft attention over the grid: Xu et al. 2015, "Show, Attend and Tell". The time loop has only what depends on the recurrence."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from captioning.kinds import Count, Dropout
 from captioning.models.decoders.base import Decoder, DecoderOutput, State, Words
+from captioning.models.decoders.later import Map, later
 from captioning.models.features import FeatureDims, ImageFeatures
 
 
@@ -20,46 +22,45 @@ class AttentionState(NamedTuple):
 class Attention(nn.Module):
     """Additive attention (section 3.1.2 and 4.2): score = v . tanh(key + query)."""
 
-    def __init__(self, grid_size: int, hidden_size: int, attention_size: int):
+    def __init__(self, grid_size: int, attention_size: int):
         super().__init__()
         self.key = nn.Linear(grid_size, attention_size)
-        self.query = nn.Linear(hidden_size, attention_size, bias=False)
         self.score = nn.Linear(attention_size, 1, bias=False)
 
-    def scores(self, hidden: Tensor, keys: Tensor) -> Tensor:
-        """(B*K, H) and (B, N, A) -> (B, K, N)."""
-        query = self.query(hidden).unflatten(0, (len(keys), -1))  # (B, K, A)
+    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
+        """Queries (B*K, A) and keys (B, N, A) -> scores (B, K, N)."""
+        query = query.unflatten(0, (len(keys), -1))  # (B, K, A)
         return self.score(torch.tanh(keys[:, None] + query[:, :, None])).squeeze(-1)
 
 
-class Cell(nn.Module):
-    """An LSTM or GRU cell whose input product is made elsewhere, for all time steps at once where that is possible."""
+def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, 4H) and the cell before -> hidden state and cell after."""
+    write, keep, show, new = gates.chunk(4, dim=-1)
+    cell = torch.sigmoid(keep) * cell + torch.sigmoid(write) * torch.tanh(new)
+    return torch.sigmoid(show) * torch.tanh(cell), cell
 
-    def __init__(self, kind: Literal["lstm", "gru"], hidden_size: int):
-        super().__init__()
-        self.kind, self.gates = kind, (4 if kind == "lstm" else 3) * hidden_size
-        self.from_hidden = nn.Linear(hidden_size, self.gates)
 
-    def forward(self, from_input: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
-        """(R, gates) and the state before -> the state after."""
-        from_hidden = self.from_hidden(hidden)
-        if self.kind == "gru":
-            update, reset, new = from_input.chunk(3, dim=-1)
-            update_h, reset_h, new_h = from_hidden.chunk(3, dim=-1)
-            new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
-            return new + torch.sigmoid(update + update_h) * (hidden - new), cell
-        write, keep, show, new = (from_input + from_hidden).chunk(4, dim=-1)
-        cell = torch.sigmoid(keep) * cell + torch.sigmoid(write) * torch.tanh(new)
-        return torch.sigmoid(show) * torch.tanh(cell), cell
+def gru(from_input: Tensor, from_hidden: Tensor, hidden: Tensor) -> Tensor:
+    """(R, 3H) twice and the hidden state before -> the one after."""
+    update, reset, new = from_input.chunk(3, dim=-1)
+    update_h, reset_h, new_h = from_hidden.chunk(3, dim=-1)
+    new = torch.tanh(new + torch.sigmoid(reset + reset_h) * new_h)
+    return new + torch.sigmoid(update + update_h) * (hidden - new)
 
 
 class AttendingDecoder(Decoder):
-    """A decoder with a loop over `advance`; the words' products before it and the vocabulary's after it are made for all steps at once."""
+    """A decoder with a loop over `advance`. What does not depend on the recurrence is outside of it: the words' products before, the
+    vocabulary's after, for all steps at once; and so are the gradients of the weights used in it (`later`)."""
 
     attends = True
+    is_compiled = False
     from_word: nn.Linear
 
-    def advance(self, from_word: Tensor, state: State) -> tuple[State, Tensor]:
+    def maps(self) -> tuple[nn.Linear, ...]:
+        """The linear maps of a step, in the order in which `advance` takes them."""
+        raise NotImplementedError
+
+    def advance(self, maps: Sequence[Map], from_word: Tensor, state: State) -> tuple[State, Tensor]:
         """One step: the word's part of the gates (B*K, gates) and the state -> the state after, and what was seen (B*K, D)."""
         raise NotImplementedError
 
@@ -69,14 +70,15 @@ class AttendingDecoder(Decoder):
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         word = self.words.embed(token)
-        state, seen = self.advance(self.from_word(word), state)
+        state, seen = self.advance(self.maps(), self.from_word(word), state)
         return self.words.logits(self.answer(word, state.hidden, seen)), state
 
     def forward(self, features: ImageFeatures, tokens: Tensor) -> DecoderOutput:
-        state, hidden, seen, attention = self.init_state(features), [], [], []
+        state, hidden, seen, attention = self.begin(features, len(tokens)), [], [], []
+        maps = self.maps() if self.is_compiled else [later(linear) for linear in self.maps()]
         word = self.words.embed(tokens)  # (B, T, E)
         for its_part in self.from_word(word).unbind(dim=1):
-            state, what = self.advance(its_part, state)
+            state, what = self.advance(maps, its_part, state)
             hidden.append(state.hidden)
             seen.append(what)
             attention.append(state.attention)
@@ -84,7 +86,7 @@ class AttendingDecoder(Decoder):
         return DecoderOutput(self.words.logits(answer), torch.stack(attention, 1))
 
     def compile_parts(self) -> None:
-        self.advance = torch.compile(self.advance)
+        self.advance, self.is_compiled = torch.compile(self.advance), True
 
 
 class SoftAttentionDecoder(AttendingDecoder):
@@ -103,12 +105,13 @@ class SoftAttentionDecoder(AttendingDecoder):
         tied: bool = False,
     ):
         super().__init__()
-        self.attention = Attention(feature_dims.grid, hidden_size, attention_size)
-        self.cell = Cell(cell, hidden_size)
-        self.start = nn.Linear(feature_dims.grid, hidden_size * (2 if cell == "lstm" else 1))
-        self.gate = nn.Linear(hidden_size, feature_dims.grid)
-        self.from_word = nn.Linear(embedding_size, self.cell.gates)
-        self.from_seen = nn.Linear(feature_dims.grid, self.cell.gates, bias=False)
+        self.has_cell, gates = cell == "lstm", (4 if cell == "lstm" else 3) * hidden_size
+        self.attention = Attention(feature_dims.grid, attention_size)
+        self.start = nn.Linear(feature_dims.grid, hidden_size * (2 if self.has_cell else 1))
+        self.sizes = [attention_size, feature_dims.grid, gates]  # the query, the gate of what is seen, the cell's gates:
+        self.from_hidden = nn.Linear(hidden_size, sum(self.sizes))  # one product gives all three
+        self.from_word = nn.Linear(embedding_size, gates)
+        self.from_seen = nn.Linear(feature_dims.grid, gates, bias=False)
         self.answer_hidden = nn.Linear(hidden_size, embedding_size)
         self.answer_seen = nn.Linear(feature_dims.grid, embedding_size, bias=False)
         self.words = Words(vocab_size, embedding_size, embedding_size, dropout=dropout, tied=tied)
@@ -116,15 +119,24 @@ class SoftAttentionDecoder(AttendingDecoder):
     def init_state(self, features: ImageFeatures) -> AttentionState:
         grid = features.grid
         start = torch.tanh(self.start(grid.mean(dim=1)))  # (B, H or 2H)
-        hidden, cell = start.tensor_split([self.cell.from_hidden.in_features], dim=1)
-        return AttentionState((grid, self.attention.key(grid)), hidden, cell, grid.new_zeros(grid.shape[:2]))
+        hidden, cell = start.tensor_split([self.from_hidden.in_features], dim=1)
+        keys = self.attention.key(grid)  # under autocast in half precision: then so is the grid, once for all steps
+        return AttentionState((grid.to(keys.dtype), keys), hidden, cell, keys.new_zeros(grid.shape[:2]))
 
-    def advance(self, from_word: Tensor, state: AttentionState) -> tuple[AttentionState, Tensor]:
+    def maps(self) -> tuple[nn.Linear, ...]:
+        return self.from_hidden, self.from_seen
+
+    def advance(self, maps: Sequence[Map], from_word: Tensor, state: AttentionState) -> tuple[AttentionState, Tensor]:
+        from_hidden, from_seen = maps
         grid, keys = state.memory
-        attention = self.attention.scores(state.hidden, keys).softmax(dim=-1)  # (B, K, N)
-        seen = torch.einsum("bkn,bnd->bkd", attention.to(grid.dtype), grid).flatten(0, 1)
-        seen = torch.sigmoid(self.gate(state.hidden)) * seen
-        hidden, cell = self.cell(from_word + self.from_seen(seen), state.hidden, state.cell)
+        query, gate, gates = from_hidden(state.hidden).split(self.sizes, dim=-1)
+        attention = self.attention(query, keys).softmax(dim=-1)  # (B, K, N)
+        seen = torch.sigmoid(gate) * torch.bmm(attention.to(grid.dtype), grid).flatten(0, 1)  # (B*K, D)
+        from_input = from_word + from_seen(seen)
+        if self.has_cell:
+            hidden, cell = lstm(from_input + gates, state.cell)
+        else:
+            hidden, cell = gru(from_input, gates, state.hidden), state.cell
         return AttentionState(state.memory, hidden, cell, attention.flatten(0, 1)), seen
 
     def answer(self, word: Tensor, hidden: Tensor, seen: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ share and is never copied for them. Every other field has one row a hypothesis."
 
 
 class DecoderOutput(NamedTuple):
-    logits: Tensor  # (B, T, V)
-    attention: Tensor | None  # (B, T, N)
+    logits: Tensor  # (B*K, T, V)
+    attention: Tensor | None  # (B*K, T, N)
 
 
 class Decoder(nn.Module):
@@ -28,13 +28,22 @@ class Decoder(nn.Module):
         """The state before the first word, with one hypothesis an image."""
         raise NotImplementedError
 
+    def begin(self, features: ImageFeatures, rows: int) -> State:
+        """The state before the first word of `rows` captions, an image's captions side by side: they share what is made of the image."""
+        state = self.init_state(features)
+        each = rows // len(features.pooled)
+        if each == 1:
+            return state
+        memory, *moving = state
+        return type(state)(memory, *(part.repeat_interleave(each, dim=0) for part in moving))
+
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         """(B*K,) tokens, an image's hypotheses side by side -> logits (B*K, V) of the next token, and the state after this one."""
         raise NotImplementedError
 
     def forward(self, features: ImageFeatures, tokens: Tensor) -> DecoderOutput:
-        """Teacher forcing: tokens (B, T) in, the logits after each of them out."""
-        state, logits, attention = self.init_state(features), [], []
+        """Teacher forcing: tokens (B*K, T) in, an image's captions side by side; the logits after each token out."""
+        state, logits, attention = self.begin(features, len(tokens)), [], []
         for token in tokens.unbind(dim=1):
             its_logits, state = self.step(token, state)
             logits.append(its_logits)

@@ -71,7 +71,7 @@ class RecurrentDecoder(Decoder):
         return logits[:, 0], state
 
     def forward(self, features: ImageFeatures, tokens: Tensor) -> DecoderOutput:
-        return DecoderOutput(self.read(tokens, self.init_state(features))[0], None)
+        return DecoderOutput(self.read(tokens, self.begin(features, len(tokens)))[0], None)
 
     def read(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Any number of words at once: (B*K, T) -> (B*K, T, V)."""

@@ -1,0 +1,57 @@
+"""A linear map of the time loop whose weight's gradient is made once, after the loop, instead of at every step."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Map = Callable[[Tensor], Tensor]
+
+
+def later(linear: nn.Linear) -> Map:
+    """The same map, for all steps of one teacher-forced pass.
+
+    A step's part of the weight's gradient is a product over the batch alone: a thin one, bound by reading and writing the whole
+    weight. Over all steps at once it is a wide one, three times faster for 2048 channels on a CPU.
+    """
+    weight, steps = linear.weight, list[tuple[Tensor, Tensor]]()
+    if not (torch.is_grad_enabled() and weight.requires_grad):
+        return linear
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    cast, bias = weight.detach().to(dtype), None if linear.bias is None else linear.bias.detach().to(dtype)
+    end = End.apply(weight, linear.bias, steps)
+    return lambda x: Product.apply(x.to(dtype), cast, bias, end, steps)
+
+
+class Product(torch.autograd.Function):
+    """A step: the gradient of its input now; what the weight's gradient needs is put aside."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, end: Tensor, steps: list) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.steps = steps
+        return F.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        x, weight = ctx.saved_tensors
+        ctx.steps.append((gradient.flatten(0, -2), x.flatten(0, -2)))
+        return gradient @ weight, None, None, gradient.new_empty(0), None
+
+
+class End(torch.autograd.Function):
+    """Stands before the first step, so that its backward comes after the last: an empty tensor which every step depends on."""
+
+    @staticmethod
+    def forward(ctx, weight: Tensor, bias: Tensor | None, steps: list) -> Tensor:
+        ctx.steps, ctx.has_bias, ctx.dtype = steps, bias is not None, weight.dtype
+        return weight.new_empty(0)
+
+    @staticmethod
+    def backward(ctx, _):
+        gradient, x = (torch.cat(parts) for parts in zip(*ctx.steps))
+        ctx.steps.clear()
+        bias = gradient.sum(dim=0, dtype=ctx.dtype) if ctx.has_bias else None
+        return (gradient.t() @ x).to(ctx.dtype), bias, None
