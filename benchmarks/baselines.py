@@ -29,9 +29,9 @@ class PlainAttention(nn.Module):
         super().__init__()
         V, E = decoder.words.vectors.weight.shape
         D, A = decoder.attention.key.in_features, decoder.attention.key.out_features
-        H = decoder.cell.from_hidden.in_features
+        H = decoder.from_hidden.in_features
         self.embedding = nn.Embedding(V, E, padding_idx=PAD)
-        self.project_cells, self.project_hidden = nn.Linear(D, A), nn.Linear(H, A, bias=False)
+        self.project_cells, self.project_hidden = nn.Linear(D, A), nn.Linear(H, A)
         self.to_score = nn.Linear(A, 1, bias=False)
         self.first_hidden, self.first_cell = nn.Linear(D, H), nn.Linear(D, H)
         self.gate = nn.Linear(H, D)
@@ -44,21 +44,22 @@ class PlainAttention(nn.Module):
     def renamed(ours: Tensors) -> Tensors:
         """Our decoder's tensors (weights, or their gradients) under the names and in the layout of this one."""
         first = {kind: ours[f"start.{kind}"].chunk(2) for kind in ("weight", "bias")}
+        A, D = ours["attention.key.weight"].shape
+        from_hidden = {kind: ours[f"from_hidden.{kind}"].tensor_split([A, A + D]) for kind in ("weight", "bias")}
         inputs = torch.cat([ours["from_word.weight"], ours["from_seen.weight"]], dim=1)
         return {
             "embedding.weight": ours["words.vectors.weight"],
             "project_cells.weight": ours["attention.key.weight"],
             "project_cells.bias": ours["attention.key.bias"],
-            "project_hidden.weight": ours["attention.query.weight"],
+            **{f"project_hidden.{kind}": parts[0] for kind, parts in from_hidden.items()},
             "to_score.weight": ours["attention.score.weight"],
             **{f"first_hidden.{kind}": parts[0] for kind, parts in first.items()},
             **{f"first_cell.{kind}": parts[1] for kind, parts in first.items()},
-            "gate.weight": ours["gate.weight"],
-            "gate.bias": ours["gate.bias"],
+            **{f"gate.{kind}": parts[1] for kind, parts in from_hidden.items()},
             "cell.weight_ih": torch_order(inputs),
-            "cell.weight_hh": torch_order(ours["cell.from_hidden.weight"]),
+            "cell.weight_hh": torch_order(from_hidden["weight"][2]),
             "cell.bias_ih": torch_order(ours["from_word.bias"]),
-            "cell.bias_hh": torch_order(ours["cell.from_hidden.bias"]),
+            "cell.bias_hh": torch_order(from_hidden["bias"][2]),
             "from_hidden.weight": ours["answer_hidden.weight"],
             "from_hidden.bias": ours["answer_hidden.bias"],
             "from_seen.weight": ours["answer_seen.weight"],

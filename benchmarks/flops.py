@@ -15,8 +15,6 @@ from captioning.models.decoders.base import Decoder
 from captioning.models.decoders.recurrent import RecurrentDecoder
 from captioning.models.features import FeatureDims
 
-CELLS = {"lstm": 4, "gru": 3, "rnn": 1}
-
 
 class Flops(NamedTuple):
     images: int  # once an image, on its features: no gradient to them
@@ -43,9 +41,9 @@ def flops_of(decoder: Decoder, dims: FeatureDims, sizes: Sizes) -> Flops:
     B, N, words = sizes
     out, E = decoder.words.out.weight.numel(), decoder.words.vectors.weight.shape[1]
     if isinstance(decoder, SoftAttentionDecoder):
-        D, H, A = dims.grid, decoder.gate.in_features, decoder.attention.key.out_features
-        gates = CELLS[decoder.cell.kind] * H
-        start = D * H * (2 if decoder.cell.kind == "lstm" else 1)
+        D, H, A = dims.grid, decoder.from_hidden.in_features, decoder.attention.key.out_features
+        gates = decoder.from_word.out_features
+        start = D * decoder.start.out_features
         attend = H * A + N * A + N * D  # query, scores, weighted sum
         word = attend + H * D + (E + D + H) * gates + (H + D) * E + out
         return Flops(2 * B * (N * D * A + start), 0, 2 * words * word)

@@ -6,20 +6,25 @@ import statistics
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import torch
-from captioning.cache.features import FeatureSource, FeatureStore, extract
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.baselines import plain_of
 from benchmarks.material import DIMS, all_lengths, batch_of, decoder_of, flickr8k_root, lengths_by_image
-from benchmarks.measure import Goal, Row, Run, Work, interleaved, row
+from benchmarks.measure import DTYPES, Goal, Row, Run, Work, interleaved, row
 from benchmarks.steps import our_step, plain_step
+from captioning.cache.extract import extract
+from captioning.cache.key import CacheSettings, folder_of, recipe_of
+from captioning.cache.source import FeatureSource
+from captioning.cache.store import FeatureStore
 from captioning.data.records import Record
 from captioning.data.shapes import draw, scene
 from captioning.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Transform
@@ -33,13 +38,30 @@ EPOCHS = 20
 # What of our package these rows touch: here alone, so that a change there is a change here only.
 
 
-def extracted(run: Run, folder: Path, encoder: Encoder, records: list[Record], size: int = 224) -> Path:
-    extract(folder, encoder, records, Transform(size), device=run.device, workers=0, progress=lambda count: None)
-    return folder
+def extracted(
+    run: Run, root: Path, encoder: Callable[[], Encoder], records: list[Record], size: int = 224, precision: str = "fp32"
+) -> Path:
+    """The store of these images, made anew."""
+    shutil.rmtree(root, ignore_errors=True)
+    settings = CacheSettings(dir=str(root))
+    recipe = recipe_of({"name": "benchmark"}, "weights", Transform(size), records, settings)
+    extract(
+        folder_of(recipe, settings),
+        recipe,
+        encoder,
+        records,
+        Transform(size),
+        device=run.device,
+        workers=0,
+        arithmetic=lambda: torch.autocast(run.device.type, DTYPES[precision], enabled=precision != "fp32"),
+        say=lambda line: None,
+        progress=lambda *_: nullcontext(lambda count: None),
+    )
+    return folder_of(recipe, settings)
 
 
-def source_of(folder: Path, with_grid: bool = True) -> FeatureSource:
-    return FeatureSource(FeatureStore(folder), with_grid=with_grid)
+def source_of(run: Run, folder: Path, with_grid: bool = True, memory: float = 0.5) -> FeatureSource:
+    return FeatureSource(FeatureStore(folder), with_grid=with_grid, device=run.device, memory=memory)
 
 
 def load_batch(source: FeatureSource, records: list[Record], device: torch.device) -> ImageFeatures:
@@ -132,19 +154,19 @@ def drop(folder: Path) -> Work:
 def extraction(run: Run) -> Iterator[Row]:
     with workplace() as folder:
         records = photographs(folder, 4 if run.quick else 24)
-        cnn, encoder = tutorial_cnn(run), TorchvisionEncoder(ENCODER, GRID, weights="none")
+        cnn, build = tutorial_cnn(run), lambda: deepcopy(encoder)
+        encoder = TorchvisionEncoder(ENCODER, GRID, weights="none")
 
         def plain() -> None:
             for record in records:
                 grid = cnn(tutorial_picture(record.path)[None].to(run.device))
                 np.save(folder / "one.npy", grid.cpu().numpy())
 
-        def ours() -> None:
-            shutil.rmtree(extracted(run, folder / "store", encoder, records))
-
-        times = interleaved(run, {"plain": plain, "ours": ours})
-        work = f"extraction, {ENCODER}, {len(records)} images"
-        yield row(work, "torchvision fp32, one image at a time", times["plain"], times["ours"], goal=Goal(3))
+        ways = {name: partial(extracted, run, folder / "store", build, records, precision=name) for name in DTYPES}
+        times = interleaved(run, {"plain": plain, **ways})
+        for name, goal in (("fp32", Goal()), ("bf16", Goal(3))):
+            work = f"extraction {name}, {ENCODER}, {len(records)} images"
+            yield row(work, "torchvision fp32, one image at a time", times["plain"], times[name], goal=goal)
 
 
 def feature_batch(run: Run) -> Iterator[Row]:
@@ -153,10 +175,10 @@ def feature_batch(run: Run) -> Iterator[Row]:
         for part in ("pictures", "files"):
             (folder / part).mkdir()
         records = tiny_pictures(folder / "pictures", 128 if run.quick else 1024)
-        store = extracted(run, folder / "store", DrawnFeatures(), records, size=8)
+        store = extracted(run, folder / "store", DrawnFeatures, records, size=8)
         for record in records:
             torch.save(torch.randn(49, DIMS.grid), folder / "files" / f"{record.image_id}.pt")
-        draws, sources = torch.Generator().manual_seed(0), [source_of(store)]
+        draws, sources = torch.Generator().manual_seed(0), [source_of(run, store)]
 
         def some() -> list[Record]:
             return [records[index] for index in torch.randint(len(records), (64,), generator=draws).tolist()]
@@ -171,7 +193,7 @@ def feature_batch(run: Run) -> Iterator[Row]:
         def reopen() -> None:
             sources.clear()  # pages that are mapped are not forgotten
             drop(store)()
-            sources.append(source_of(store))
+            sources.append(source_of(run, store, memory=0.0))  # too many for the memory: read from disk
 
         for name, before, goal in (("warm", {}, 15), ("cold", {"plain": drop(folder / "files"), "ours": reopen}, 4)):
             times = interleaved(run, {"plain": plain, "ours": ours}, before=before)
@@ -190,12 +212,13 @@ def epochs(run: Run) -> Iterator[Row]:
     captions, images = len(all_lengths()), len(lengths_by_image())
     with workplace() as folder:
         records = photographs(folder, 8)
-        cnn, encoder = tutorial_cnn(run), TorchvisionEncoder(ENCODER, GRID, weights="none")
-        store = extracted(run, folder / "store", encoder, records)
+        encoder = TorchvisionEncoder(ENCODER, GRID, weights="none")
+        cnn, build = tutorial_cnn(run), lambda: deepcopy(encoder)
+        store = extracted(run, folder / "store", build, records)
         for name, goal in (("attention", 20), ("lstm", 60)):
             material = batch_of(64, 49, run.device)
             decoder = decoder_of(name, run.device)
-            source = source_of(store, decoder.uses_grid)
+            source = source_of(run, store, decoder.uses_grid)
             step, plain = our_step(decoder, material, "bf16"), plain_step(plain_of(decoder), material)
             batch = (records * 64)[: len(material.tokens)]
 
@@ -207,7 +230,7 @@ def epochs(run: Run) -> Iterator[Row]:
                 step()
 
             def extraction() -> None:
-                shutil.rmtree(extracted(run, folder / "again", encoder, records))
+                extracted(run, folder / "again", build, records, precision="bf16")
 
             times = interleaved(run, {"see": see, "plain": plain, "cached": cached, "extract": extraction})
             steps = EPOCHS * captions / 64

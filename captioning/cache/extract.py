@@ -92,7 +92,7 @@ class Extraction:
         self.pictures, self.workers = Pictures(records, ImageSource(transform)), workers
         self.device, self.arithmetic, self.dtype = device, arithmetic, DTYPES[recipe["dtype"]]
         weights = save_weights(encoder, folder.parents[1] / "encoders", recipe)
-        self.encoder = encoder.fold().to(device).eval()
+        self.encoder = encoder.eval().fold().to(device)
         shapes = self.encode(self.pictures.__getitems__([0]))
         self.row_bytes = {part: shapes[part].nbytes for part in PARTS}
         self.index = {
