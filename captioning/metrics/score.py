@@ -3,21 +3,41 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from captioning.metrics.bleu import bleu
-from captioning.metrics.cider import cider
-from captioning.metrics.rouge import rouge_l
-from captioning.metrics.tokenizer import tokenize
+from captioning.metrics.bleu import Bleu
+from captioning.metrics.captions import gather, read
+from captioning.metrics.cider import Cider
+from captioning.metrics.rouge import RougeL
+
+
+class References:
+    """The references of a set of images, read once and scored against as often as one likes: at every validation, say.
+
+    texts: raw strings, all of each image's; never decoded ids, whose <unk> would match a hypothesis's.
+    ValueError for an image without any. About 25 kB of memory an image with five of them.
+
+    `bleu`, `rouge_l` and `cider` also tell of single captions: `references.cider.of(read(text), place)`.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[str]]):
+        if not all(texts):
+            raise ValueError(f"no reference for image {[len(its) for its in texts].index(0)} (the first is 0)")
+        self.images = [gather([read(text) for text in its]) for its in texts]
+        self.bleu, self.rouge_l, self.cider = Bleu(self.images), RougeL(self.images), Cider(self.images)
+
+    def score(self, hypotheses: Sequence[str]) -> dict[str, float]:
+        """bleu1..bleu4, rouge_l and cider, as fractions of 1 (CIDEr may exceed it).
+
+        hypotheses: one raw string an image, in the order of the references; ValueError when there are more or fewer.
+        """
+        if len(hypotheses) != len(self.images):
+            raise ValueError(f"{len(hypotheses)} captions for {len(self.images)} images: one each")
+        captions = [read(text) for text in hypotheses]
+        return self.bleu(captions) | self.rouge_l(captions) | self.cider(captions)
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """bleu1..bleu4, rouge_l and cider, as fractions of 1 (CIDEr may exceed it).
-
-    hypotheses: one raw string an image. references: raw strings, all of the image's; never decoded ids, whose <unk>
-    would match a hypothesis's.
-    """
-    guessed = [tokenize(text) for text in hypotheses]
-    wanted = [[tokenize(text) for text in its] for its in references]
-    return bleu(guessed, wanted) | rouge_l(guessed, wanted) | cider(guessed, wanted)
+    """`References(references).score(hypotheses)`, for those who score once."""
+    return References(references).score(hypotheses)
 
 
 def describe(captions: Sequence[str], unknown: str = "<unk>") -> dict[str, float]:
