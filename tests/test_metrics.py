@@ -14,8 +14,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from captioning.metrics.bleu import bleu
-from captioning.metrics.captions import read
+from captioning.metrics.bleu import Statistics, bleu
 from captioning.metrics.rouge import longest_common, rows_of
 from captioning.metrics.score import References, describe, score
 from captioning.metrics.tokenizer import tokenize
@@ -33,8 +32,10 @@ def corpus(images=60):
     return [*hypotheses, *with_a_word_no_reference_has, "", "dog"], [*references, *references[:10], ["a dog"], ["dog"]]
 
 
-def test_bleu_rouge_and_cider_equal_cocos():
+@pytest.mark.parametrize("words", [99, 5])
+def test_bleu_rouge_and_cider_equal_cocos(words):
     hypotheses, references = corpus()
+    hypotheses = [" ".join(text.split()[:words]) for text in hypotheses]  # five of them are few: BLEU's brevity penalty is felt
     ours = score(hypotheses, references)
     wanted, guessed = dict(enumerate(references)), {key: [text] for key, text in enumerate(hypotheses)}
     theirs, _ = Bleu(4).compute_score(wanted, guessed, verbose=0)
@@ -71,18 +72,28 @@ def test_references_prepared_once_score_like_fresh_ones_however_often_they_are_u
         assert prepared.score(texts) == score(texts, references)
 
 
-def test_scores_of_single_captions_equal_cocos_and_add_up_to_the_corpus():
+def test_scores_of_single_captions_equal_cocos():
     hypotheses, references = corpus()
     prepared = References(references)
+    compared = prepared.compare(hypotheses, range(len(references)))
     wanted, guessed = dict(enumerate(references)), {key: [text] for key, text in enumerate(hypotheses)}
-    captions = [read(text) for text in hypotheses]
     for metric, theirs in ((prepared.rouge_l, Rouge()), (prepared.cider, Cider())):
-        ours = [metric.of(caption, place) for place, caption in enumerate(captions)]
-        assert ours == pytest.approx(list(theirs.compute_score(wanted, guessed)[1]), abs=1e-9)
-    some = [3, 5, 5, 40]  # BLEU has no score of an image: its statistics add up to that of any images, one drawn twice among them
-    drawn = bleu([prepared.bleu.of(captions[place], place) for place in some])
-    alone = score([hypotheses[place] for place in some], [references[place] for place in some])
-    assert drawn == {name: alone[name] for name in drawn} and drawn["bleu2"] > 0
+        assert metric.each(compared) == pytest.approx(theirs.compute_score(wanted, guessed)[1], abs=1e-9)
+
+
+def test_captions_are_scored_alone_in_any_order_and_any_number_an_image_as_among_all():
+    """So CIDEr can reward samples; so BLEU's statistics, drawn again and again, say how sure its value is."""
+    hypotheses, references = corpus()
+    prepared = References(references)
+    images = [5, 3, 40, 5, len(references) - 2, 61]
+    some = prepared.compare([hypotheses[image] for image in images], images)
+    every = prepared.compare(hypotheses, range(len(references)))
+    for metric in (prepared.rouge_l, prepared.cider):
+        assert metric.each(some).tolist() == metric.each(every)[images].tolist()
+    statistics = Statistics(*(its[images] for its in prepared.bleu.each(every)))
+    alone = score([hypotheses[image] for image in images], [references[image] for image in images])
+    assert bleu(prepared.bleu.each(some)) == bleu(statistics) == {name: alone[name] for name in bleu(statistics)}
+    assert alone["bleu2"] > 0
 
 
 def plain_longest_common(a, b):
@@ -103,13 +114,12 @@ def test_the_longest_common_subsequence_with_each_reference_is_the_plain_ones(wo
 
 SCORE = """
 import random
-from captioning.metrics.captions import read
 from captioning.metrics.score import References
 draws = random.Random(0)
 words, often = [f"word{i}" for i in range(40)], [1 / (i + 1) for i in range(40)]  # rare and frequent, as words are
 texts = [" ".join(draws.choices(words, often, k=12)) for _ in range(300)]
 references = References([texts[i : i + 5] for i in range(50, 300, 5)])
-print(references.score(texts[:50]), [references.cider.of(read(text), place) for place, text in enumerate(texts[:50])])
+print(references.score(texts[:50]), references.cider.each(references.compare(texts[:50], range(50))).tolist())
 """
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from captioning.metrics.captions import Caption, Image
+import numpy as np
+
+from captioning.metrics.ngrams import Captions, Compared, Words
 
 BETA = 1.2
 
@@ -17,27 +19,29 @@ class Rows(NamedTuple):
 
 
 class RougeL:
-    """ROUGE-L against references prepared once."""
+    def __init__(self, references: Captions):
+        its: list[list[Words]] = [[] for _ in range(references.image.max(initial=-1) + 1)]
+        for image, words in zip(references.image.tolist(), references.words):
+            its[image].append(words)
+        self.rows = [rows_of(sentences) for sentences in its]
 
-    def __init__(self, images: Sequence[Image]):
-        self.rows = [rows_of([reference.words for reference in image.references]) for image in images]
-
-    def of(self, caption: Caption, place: int) -> float:
-        """In 0..1: the best precision and the best recall over the references, each on its own, as pycocoevalcap has it."""
-        rows = self.rows[place]
-        common = longest_common(caption.words, rows)
-        precision = max(common) / len(caption.words) if caption.words else 0.0
-        recall = max(shared / words if words else 0.0 for shared, (_, words) in zip(common, rows.spans))
-        if not (precision and recall):
-            return 0.0
-        return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
-
-    def __call__(self, captions: Sequence[Caption]) -> dict[str, float]:
-        scores = [self.of(caption, place) for place, caption in enumerate(captions)]
-        return {"rouge_l": sum(scores) / max(1, len(scores))}
+    def each(self, compared: Compared) -> np.ndarray:
+        """(C,) in 0..1."""
+        captions = compared.captions
+        return np.array([rouge_of(words, self.rows[image]) for words, image in zip(captions.words, captions.image.tolist())])
 
 
-def rows_of(references: Sequence[Sequence[str]]) -> Rows:
+def rouge_of(words: Words, rows: Rows) -> float:
+    """The best precision and the best recall over the references, each on its own, as pycocoevalcap has it."""
+    common = longest_common(words, rows)
+    precision = max(common) / len(words) if words else 0.0
+    recall = max(shared / length if length else 0.0 for shared, (_, length) in zip(common, rows.spans))
+    if not (precision and recall):
+        return 0.0
+    return (1 + BETA**2) * precision * recall / (recall + BETA**2 * precision)
+
+
+def rows_of(references: Sequence[Words]) -> Rows:
     places: dict[str, int] = {}
     spans, full, first = [], 0, 0
     for reference in references:
@@ -49,7 +53,7 @@ def rows_of(references: Sequence[Sequence[str]]) -> Rows:
     return Rows(places, full, spans)
 
 
-def longest_common(words: Sequence[str], rows: Rows) -> list[int]:
+def longest_common(words: Words, rows: Rows) -> list[int]:
     """Length of the longest common subsequence with each reference, all in one pass over the words (Hyyro 2004)."""
     places, full, row = rows.places, rows.full, rows.full
     for word in words:
