@@ -16,6 +16,7 @@ from captioning.errors import UserError
 from captioning.models.decoders.base import DecoderOutput
 from captioning.training import checkpoint
 from captioning.training.averaging import AverageWeights
+from captioning.training.evaluate import measure
 from captioning.training.losses import CrossEntropy, cross_entropy
 from captioning.training.schedules import Cosine, Plateau, Schedule, StepDecay
 
@@ -166,6 +167,7 @@ def test_validation_is_free_running_and_sees_raw_references(train):
     assert evaluation.metrics["loss"] < 2.5  # teacher forcing is nearly perfect, but for the last word of each row
     assert evaluation.metrics["bleu1"] < 0.2
     assert not any("<" in caption for caption in evaluation.captions.values())
+    assert measure(evaluation.captions, raw).items() <= evaluation.metrics.items()
 
 
 def test_the_best_checkpoint_keeps_the_best_weights_not_the_latest(train):

@@ -1,31 +1,50 @@
 """Corpus BLEU as COCO computes it (Papineni et al. 2002): no smoothing, the closest reference's length for the brevity penalty."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from typing import NamedTuple
 
-Tokens = Sequence[str]
+import numpy as np
 
-
-def ngrams(tokens: Tokens, longest: int = 4) -> Counter[tuple[str, ...]]:
-    return Counter(tuple(tokens[i : i + n]) for n in range(1, longest + 1) for i in range(len(tokens) - n + 1))
+from captioning.metrics.ngrams import LONGEST, Captions, Compared
 
 
-def bleu(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, float]:
-    """bleu1..bleu4 of the whole corpus: n-gram matches are summed over images before anything is divided."""
-    matches, guesses, length, reference_length = [0] * 4, [0] * 4, 0, 0
-    for hypothesis, its_references in zip(hypotheses, references, strict=True):
-        most: Counter[tuple[str, ...]] = Counter()
-        for reference in its_references:
-            most |= ngrams(reference)
-        for gram, count in ngrams(hypothesis).items():
-            matches[len(gram) - 1] += min(count, most[gram])
-            guesses[len(gram) - 1] += count
-        length += len(hypothesis)
-        reference_length += min((abs(len(r) - len(hypothesis)), len(r)) for r in its_references)[1]
+class Statistics(NamedTuple):
+    """What BLEU needs to know of each caption. BLEU is a function of their sums: it has no mean over captions."""
+
+    matches: np.ndarray  # (C, LONGEST)
+    length: np.ndarray  # (C,) in words
+    reference_length: np.ndarray  # (C,)
+
+
+class Bleu:
+    def __init__(self, references: Captions):
+        self.grams = references.grams
+        self.lengths: list[set[int]] = [set() for _ in range(references.image.max(initial=-1) + 1)]
+        for image, length in zip(references.image.tolist(), references.lengths.tolist()):
+            self.lengths[image].add(length)
+
+    def each(self, compared: Compared) -> Statistics:
+        """Matches are clipped to the count of the reference that has the n-gram most often (section 2.1)."""
+        captions, shared = compared
+        matches = np.zeros((len(captions.words), LONGEST), dtype=np.int64)
+        for n, (own, other, both) in enumerate(zip(captions.grams, self.grams, shared)):
+            clipped = np.zeros_like(own.count)
+            np.maximum.at(clipped, both.own, np.minimum(own.count[both.own], other.count[both.other]))
+            np.add.at(matches[:, n], own.caption, clipped)
+        closest = [
+            min((abs(other - length), other) for other in self.lengths[image])[1]
+            for image, length in zip(captions.image.tolist(), captions.lengths.tolist())
+        ]
+        return Statistics(matches, captions.lengths, np.array(closest, dtype=np.int64))
+
+
+def bleu(statistics: Statistics) -> dict[str, float]:
+    """bleu1..bleu4, in 0..1, of any captions: n-gram matches are summed over them before anything is divided."""
+    matches, length, reference_length = (its.sum(axis=0).tolist() for its in statistics)
     brevity = math.exp(min(0.0, 1 - reference_length / length)) if length else 0.0
     scores, log_sum = {}, 0.0
-    for n in range(4):
-        log_sum += math.log(matches[n] / guesses[n]) if matches[n] else -math.inf
+    for n in range(LONGEST):
+        guesses = int(np.maximum(0, statistics.length - n).sum())
+        log_sum += math.log(matches[n] / guesses) if matches[n] else -math.inf
         scores[f"bleu{n + 1}"] = brevity * math.exp(log_sum / (n + 1))
     return scores

@@ -3,21 +3,56 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from captioning.metrics.bleu import bleu
-from captioning.metrics.cider import cider
-from captioning.metrics.rouge import rouge_l
+import numpy as np
+
+from captioning.metrics.bleu import Bleu, bleu
+from captioning.metrics.cider import Cider
+from captioning.metrics.ngrams import Captions, Compared, Lexicon, Table
+from captioning.metrics.rouge import RougeL
 from captioning.metrics.tokenizer import tokenize
 
 
-def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """bleu1..bleu4, rouge_l and cider, as fractions of 1 (CIDEr may exceed it).
+class References:
+    """The references of a set of images, read once and scored against as often as one likes: at every validation, say.
 
-    hypotheses: one raw string an image. references: raw strings, all of the image's; never decoded ids, whose <unk>
-    would match a hypothesis's.
+    texts: raw strings, all of each image's; never decoded ids, whose <unk> would match a hypothesis's.
+    ValueError for an image without any.
+
+    For scores of single captions give `bleu.each`, `rouge_l.each` or `cider.each` what `compare` returns.
     """
-    guessed = [tokenize(text) for text in hypotheses]
-    wanted = [[tokenize(text) for text in its] for its in references]
-    return bleu(guessed, wanted) | rouge_l(guessed, wanted) | cider(guessed, wanted)
+
+    def __init__(self, texts: Sequence[Sequence[str]]):
+        if not all(texts):
+            raise ValueError(f"no reference for image {[len(its) for its in texts].index(0)} (the first is 0)")
+        words = [tokenize(text) for its in texts for text in its]
+        self.images, self.lexicon = len(texts), Lexicon(words)
+        references = self.read(words, np.repeat(np.arange(len(texts)), [len(its) for its in texts]))
+        self.tables = [Table(grams, references.image) for grams in references.grams]
+        self.bleu, self.rouge_l, self.cider = Bleu(references), RougeL(references), Cider(references)
+
+    def read(self, words: list[list[str]], image: np.ndarray) -> Captions:
+        return Captions(words, image, np.array([len(its) for its in words], dtype=np.int64), self.lexicon.count(words))
+
+    def compare(self, texts: Sequence[str], images: Sequence[int]) -> Compared:
+        """Raw captions beside the references of their images, which are named by place: all of them, or some, or one many times."""
+        captions = self.read([tokenize(text) for text in texts], np.array(images, dtype=np.int64))
+        return Compared(captions, [table.shared(grams, captions.image) for table, grams in zip(self.tables, captions.grams)])
+
+    def score(self, hypotheses: Sequence[str]) -> dict[str, float]:
+        """bleu1..bleu4, rouge_l and cider, as fractions of 1 (CIDEr may exceed it).
+
+        hypotheses: one raw string an image, in the order of the references; ValueError when there are more or fewer.
+        """
+        if len(hypotheses) != self.images:
+            raise ValueError(f"{len(hypotheses)} captions for {self.images} images: one each")
+        compared = self.compare(hypotheses, range(self.images))
+        means = {"rouge_l": self.rouge_l.each(compared), "cider": self.cider.each(compared)}
+        return bleu(self.bleu.each(compared)) | {name: float(its.sum()) / max(1, len(its)) for name, its in means.items()}
+
+
+def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+    """`References(references).score(hypotheses)`, for those who score once."""
+    return References(references).score(hypotheses)
 
 
 def describe(captions: Sequence[str], unknown: str = "<unk>") -> dict[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from captioning.data.dataset import ReferenceBatches
 from captioning.data.vocabulary import Vocabulary
-from captioning.metrics.score import describe, score
+from captioning.metrics.score import References, describe
 from captioning.models.caption_model import CaptionModel
 from captioning.models.features import ImageFeatures, Inputs
 from captioning.search import Search
@@ -43,6 +43,7 @@ class Evaluator:
         self.batches, self.vocabulary, self.search = batches, vocabulary, search
         self.world, self.autocast = world, autocast
         self.references = {record.image_id: record.captions for record in batches.images.records}
+        self.prepared = prepare(self.references)
 
     @torch.inference_mode()
     def __call__(self, model: CaptionModel, progress: Callable[[int], None] = lambda images: None) -> Evaluation:
@@ -64,14 +65,28 @@ class Evaluator:
         captions = {name: text for its in self.world.gather(captions) for name, text in its.items()}
         totals = self.world.gather((sum(float(loss) for loss in losses), words))
         loss, words = (sum(its) for its in zip(*totals))
-        return Evaluation(measure(captions, self.references) | {"loss": loss / max(1, words)}, captions)
+        return Evaluation(grade(captions, self.prepared) | {"loss": loss / max(1, words)}, captions)
+
+
+class Prepared(NamedTuple):
+    names: list[str]  # image ids, in the order of the references
+    references: References
+
+
+def prepare(references: Mapping[str, Sequence[str]]) -> Prepared:
+    names = sorted(references)
+    return Prepared(names, References([references[name] for name in names]))
+
+
+def grade(captions: Mapping[str, str], prepared: Prepared) -> dict[str, float]:
+    """Metrics and caption statistics, for captions of at least these images."""
+    hypotheses = [captions[name] for name in prepared.names]
+    return prepared.references.score(hypotheses) | describe(hypotheses)
 
 
 def measure(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Metrics and caption statistics, for captions of exactly these images."""
-    names = sorted(references)
-    hypotheses = [captions[name] for name in names]
-    return score(hypotheses, [references[name] for name in names]) | describe(hypotheses)
+    """`grade`, for those who grade once. References are raw strings, by image id."""
+    return grade(captions, prepare(references))
 
 
 def warning_of_collapse(metrics: Mapping[str, float]) -> str | None:
