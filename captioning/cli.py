@@ -55,7 +55,6 @@ def run_caption(options: argparse.Namespace) -> None:
     from captioning.analysis.overlay import stacked
     from captioning.analysis.samples import attention_over, strip
     from captioning.build.runs import load_run
-    from captioning.data.images import read_image
     from captioning.search import Beam
     from captioning.training.distributed import find_device
 
@@ -70,7 +69,7 @@ def run_caption(options: argparse.Namespace) -> None:
     result, strips, refused = {}, [], []
     for path in options.images:
         try:
-            image = read_image(path)
+            image = run.transform.read(path)
         except UserError as error:  # the others are still captioned
             refused.append(str(error))
             continue

@@ -47,6 +47,12 @@ def test_only_the_caption_model_knows_search_among_the_models():
     assert knowing == {"caption_model.py"}
 
 
+def test_only_the_transform_decides_how_pictures_are_read():
+    """Training, caching and serving see the same pixels; check-data alone reads every pixel of every file."""
+    knowing = {path.name for path in (ROOT / "captioning").rglob("*.py") if "captioning.data.images" in imports(path)}
+    assert knowing == {"transforms.py", "check.py"}
+
+
 HELP = """
 import runpy, sys
 sys.argv = [{name!r}, "--help"]
@@ -54,12 +60,26 @@ try:
     runpy.run_{kind}({name!r}, run_name="__main__")
 except SystemExit:
     pass
-assert "torch" not in sys.modules
+assert not set("torch torchvision numpy PIL hydra omegaconf pydantic".split()) & sys.modules.keys()
 """
 
 
 @pytest.mark.parametrize(("kind", "name"), [("module", "captioning.cli"), ("path", "train.py"), ("path", "eval.py")])
-def test_help_comes_without_importing_torch(kind, name):
+def test_help_comes_without_importing_what_is_slow(kind, name):
     result = subprocess.run([sys.executable, "-c", HELP.format(kind=kind, name=name)], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert {"captioning.cli": "check-data", "train.py": "optimizer.lr=", "eval.py": "run=DIR"}[name] in result.stdout
+
+
+@pytest.mark.parametrize("name", ["train", "eval"])
+def test_help_is_word_for_word_that_of_hydra(name):
+    def printed(*arguments):
+        return subprocess.run([sys.executable, f"{name}.py", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert printed("--help") == printed("-h") == printed("--help", f"--config-name={name}")  # with a second option Hydra answers
+
+
+def test_a_choice_that_is_not_there_is_refused_without_importing_torch():
+    code = "import sys, train; sys.argv = ['train.py', 'decoder=lstmm']\ntry: train.main()\nfinally: print('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stdout == "False\n" and "Did you mean lstm?" in result.stderr

@@ -6,7 +6,6 @@ from torch import Tensor
 
 from captioning.analysis.overlay import attention_strip, labelled, sheet, stacked
 from captioning.data.dataset import ReferenceImages
-from captioning.data.images import read_image
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.models.caption_model import CaptionModel
@@ -47,7 +46,7 @@ def captioned_pictures(
     strips, lines = [], []
     for row, record in enumerate(images.records[: len(tokens)]):
         caption = vocabulary.decode(tokens[row].tolist())
-        picture = transform.picture(read_image(record.path))
+        picture = transform.picture(transform.read(record.path))
         strips.append(strip(picture, caption, None if attention is None else attention[row]))
         lines += [
             f"\n{record.image_id}",

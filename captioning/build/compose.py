@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -14,10 +13,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from captioning.build.help import CONFIGS
 from captioning.errors import UserError, did_you_mean, plain_errors
-
-PACKAGE = Path(__file__).resolve().parents[1]
-CONFIGS = next((path for path in (PACKAGE.parent / "configs", PACKAGE / "configs") if path.is_dir()), PACKAGE.parent / "configs")
 
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
@@ -39,7 +36,7 @@ def as_dict(config: DictConfig) -> dict[str, Any]:
 
 @contextmanager
 def entry_point(name: str) -> Iterator[None]:
-    """For train.py and eval.py: every mistake of the user's is one line and exit code 2."""
+    """Every mistake of the user's is one line and exit code 2."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let exceptions through to here instead of printing and exiting with 1
     with plain_errors(), plain_hydra_errors(name, sys.argv[1:]):
         yield

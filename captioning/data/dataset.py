@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from captioning.data.images import read_image
 from captioning.data.records import Record
 from captioning.data.sampler import batches
 from captioning.data.transforms import Transform
@@ -52,7 +51,7 @@ class ImageSource:
 
     def load(self, records: Sequence[Record], positions: Sequence[tuple] | None) -> Tensor:
         generators = [generator_for("augment", *position) for position in positions] if positions else [None] * len(records)
-        pictures = {record.path: read_image(record.path) for record in records}  # a batch may show one image several times
+        pictures = {record.path: self.transform.read(record.path) for record in records}  # a batch may show one image several times
         return torch.stack([self.transform(pictures[record.path], its) for record, its in zip(records, generators)])
 
 

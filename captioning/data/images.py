@@ -19,22 +19,24 @@ FORMATS = (
 MAX_PIXELS = 50_000_000
 
 
-def read_image(file: Path | BytesIO) -> Image.Image:
+def read_image(file: Path | BytesIO, least: int | None = None) -> Image.Image:
     """An upright RGB picture: EXIF orientation applied, transparency on white, 16 bits scaled to 8.
 
+    least: a JPEG may come at 1/2, 1/4 or 1/8 of its size, the smallest whose short side has still this many pixels; reading is then
+    2 to 7 times faster. Without it, and for other formats, every pixel comes.
     Raises UserError for a missing, unreadable, truncated or oversized file. The size is judged from the header,
     before any pixel is decoded.
     """
     name = file if isinstance(file, Path) else "the image"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of sizes which the next lines refuse
-            image = Image.open(file, formats=FORMATS)
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise UserError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} pixels are read")
-        image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:  # it warns of sizes refused below
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UserError(f"{name}: {width} x {height} pixels; at most {MAX_PIXELS:,} pixels are read")
+            if least is not None and (reduced := image.draft(None, (least, least))):  # None for all formats but JPEG
+                image = image.crop(reduced[1])  # without a last row or column that is mostly not of the picture: it would shift all others
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except FileNotFoundError:
         raise UserError(f"{name}: no such file") from None
     except IsADirectoryError:
