@@ -65,7 +65,7 @@ def run_caption(options: argparse.Namespace) -> None:
     out = options.attention
     if out and (out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or not out.absolute().parent.is_dir()):
         raise UserError(f"--attention {out}: must be a .png, .jpg or .webp file in a folder that exists")
-    search = Beam(options.beam_size, options.max_length)
+    search = Beam(options.beam_size, options.beam_size if options.n_best else 1, options.max_length)
     result, strips, refused = {}, [], []
     for path in options.images:
         try:

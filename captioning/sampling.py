@@ -62,7 +62,7 @@ class DiverseBeam:
 
     def __call__(self, step: Step, state: Any) -> Hypotheses:
         shared = (self.max_length, self.min_length, self.length_penalty, self.no_repeat_ngram, self.allow_unknown)
-        beam = Beam(self.beam_size, *shared)
+        beam = Beam(self.beam_size, self.beam_size, *shared)
         found = []  # each (B, K, max_length)
         for _ in range(self.groups):
             tokens = beam(*away_from(found, self.strength, step, state)).tokens

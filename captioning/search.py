@@ -10,12 +10,15 @@ from torch import Tensor
 from captioning.kinds import Count, Number, Whole
 
 PAD, BOS, EOS, UNK = range(4)
+STAY = 0.75  # images that are done leave the batch when no more than this share goes on
 State = tuple
 Step = Callable[[Tensor, Any], tuple[Tensor, Any]]
 """(token (R,), state) -> (logits (R, V), state), with an image's hypotheses side by side: R = B*K."""
 
 
 class Hypotheses(NamedTuple):
+    """K of them an image: as many as the search was asked for."""
+
     tokens: Tensor  # (B, K, T) without <bos>; <pad> after <eos>
     scores: Tensor  # (B, K), best first; -inf where there are fewer than K
 
@@ -41,13 +44,15 @@ class Beam:
     """Beam search over all images at once; a beam of one is greedy search.
 
     As in the field's own code since Show, Attend and Tell, a finished hypothesis leaves its beam and the image goes on with one
-    beam less, until none is open; so there are at most `beam_size` hypotheses, and all are returned, best first.
+    beam less, until none is open, or none of the open ones can become one of the `n_best`.
 
+    n_best: so many hypotheses are returned, best first.
     length_penalty: hypotheses are ranked by log p / length ** length_penalty (<eos> counts); 0 is log p, 1 the mean per word.
     no_repeat_ngram: no n words in a row may come twice; 0 allows it.
     """
 
     beam_size: Count = 3
+    n_best: Count = 1
     max_length: Count = 30
     min_length: Whole = 0
     length_penalty: Number = 0.0
@@ -58,6 +63,7 @@ class Beam:
         step, state = constrained(step, state, self)
         some = rows_of(state)
         images, device, K, T = len(some), some.device, self.beam_size, self.max_length
+        wanted = min(self.n_best, K)
         places = torch.arange(images, device=device)  # where the image of each remaining row stands in the results
         state = select(state, places.repeat_interleave(K))
         token = torch.full((images * K,), BOS, device=device)
@@ -84,18 +90,22 @@ class Beam:
             live = live - ended.sum(dim=1, keepdim=True)
             scores = scores.masked_fill(ended, -torch.inf)
 
-            going = (scores > -torch.inf).any(dim=1)
+            # an open hypothesis only loses log p; at best it loses nothing, and is divided by the longest length
+            hope = scores.amax(dim=1) / T**self.length_penalty
+            going = hope > ranked[places, :K].topk(wanted)[0][:, -1]
             left = going.nonzero().flatten()  # the one wait for the device in a step
             if len(left) == 0:
                 break
+            if len(left) > STAY * len(going):  # few are done: to take them out would copy what the others attend to
+                left = torch.arange(len(going), device=device)
             rows = (torch.arange(len(going), device=device)[:, None] * K + parent)[left].flatten()
             state = select(state, rows, left if len(left) < len(going) else None)
             token = word[left].flatten()
             history, scores, live, places = history[left], scores[left], live[left], places[left]
 
         ranked, order = ranked[:, :K].sort(dim=1, descending=True, stable=True)
-        tokens = tokens.gather(1, order[:, :, None].expand(-1, -1, T))
-        return Hypotheses(tokens[:, :, :length], ranked)
+        tokens = tokens.gather(1, order[:, :wanted, None].expand(-1, -1, T))
+        return Hypotheses(tokens[:, :, :length], ranked[:, :wanted])
 
 
 # Wrappers around step: the search itself has no tricks in it.

@@ -107,7 +107,7 @@ def test_the_key_follows_the_weights_and_the_images_not_where_they_lie(tmp_path)
 
     record = Record("1", tmp_path / "a.safetensors", ["one"], "", [1])
     before = key()
-    assert key(flip=0.5, zoom=0.1) == before != key(size=96)  # augmentation is of training: what is kept was never augmented
+    assert key(flip=0.5) == before != key(size=96)  # mirroring is of training: what is kept was never augmented
     os.utime(record.path, (1, 1))
     assert key() != before
 

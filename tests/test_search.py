@@ -52,7 +52,7 @@ def text(tokens):
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_beam_as_wide_as_the_space_equals_exhaustive_search(penalty):
     step, state = language(3)
-    found = Beam(100, max_length=4, length_penalty=penalty)(step, state)
+    found = Beam(100, 10, max_length=4, length_penalty=penalty)(step, state)
     ended = [[*inner, EOS] for n in range(4) for inner in itertools.product((4, 5, 6), repeat=n)]
     captions = ended + [list(inner) for inner in itertools.product((4, 5, 6), repeat=4)]
     for image in range(3):
@@ -65,7 +65,7 @@ def test_a_beam_as_wide_as_the_space_equals_exhaustive_search(penalty):
 @pytest.mark.parametrize("beam_size", [1, 2, 3, 5])
 def test_a_beam_equals_a_naive_one_that_rescores_every_prefix(beam_size):
     step, state = language(6)
-    found = Beam(beam_size, max_length=7)(step, state)
+    found = Beam(beam_size, beam_size, max_length=7)(step, state)
     for image in range(6):
         open_, done = [[]], []
         for length in range(1, 8):
@@ -76,6 +76,28 @@ def test_a_beam_equals_a_naive_one_that_rescores_every_prefix(beam_size):
         done.sort(reverse=True)
         assert [text(found.tokens[image, rank]) for rank in range(len(done))] == [caption for _, caption in done]
         torch.testing.assert_close(found.scores[image, : len(done)], torch.tensor([s for s, _ in done]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.7, 2.0])
+@pytest.mark.parametrize("n_best", [1, 2])
+def test_a_search_for_few_ends_earlier_with_the_best_of_a_search_for_all(penalty, n_best):
+    step, state = language(6)
+    calls = {}
+
+    def counted(name):
+        def counting(token, state):
+            calls[name] = calls.get(name, 0) + len(token)
+            return step(token, state)
+
+        return counting
+
+    few = Beam(5, n_best, max_length=9, length_penalty=penalty)(counted("few"), state)
+    found = Beam(5, 5, max_length=9, length_penalty=penalty)(counted("all"), state)
+    assert few.tokens.shape[:2] == (6, n_best) and calls["few"] <= calls["all"]
+    assert penalty or calls["few"] < calls["all"]
+    torch.testing.assert_close(few.scores, found.scores[:, :n_best])
+    for image in range(6):
+        assert [text(caption) for caption in few.tokens[image]] == [text(caption) for caption in found.tokens[image, :n_best]]
 
 
 @pytest.mark.parametrize("search", [Beam(1), Beam(4), Sample(3), DiverseBeam(3, 2)])
@@ -92,7 +114,7 @@ def test_a_search_always_ends_with_a_hypothesis(search):
 
 def test_lengths_are_kept_and_special_words_never_said():
     step, state = language(5)
-    found = Beam(3, max_length=6, min_length=3)(step, state)
+    found = Beam(3, 3, max_length=6, min_length=3)(step, state)
     for caption in found.tokens.flatten(0, 1):
         words = text(caption)
         assert len(words) - (words[-1] == EOS) >= 3 and len(words) <= 6
@@ -103,13 +125,13 @@ def test_lengths_are_kept_and_special_words_never_said():
 
 def test_hypotheses_come_best_first_and_differ():
     step, state = language(4)
-    found = Beam(5, max_length=6)(step, state)
+    found = Beam(5, 5, max_length=6)(step, state)
     assert (found.scores.diff(dim=1) <= 0).all()
     for image in range(4):
         assert len({tuple(text(caption)) for caption in found.tokens[image]}) == 5
 
 
-@pytest.mark.parametrize("search", [Beam(3, no_repeat_ngram=2), Sample(4, no_repeat_ngram=2), DiverseBeam(2, 2, no_repeat_ngram=2)])
+@pytest.mark.parametrize("search", [Beam(3, 3, no_repeat_ngram=2), Sample(4, no_repeat_ngram=2), DiverseBeam(2, 2, no_repeat_ngram=2)])
 def test_no_ngram_comes_twice(search):
     def stutters(token, state):
         return torch.tensor([0, 0, -9.0, 0, 3, 2, 1]).expand(len(token), V), state

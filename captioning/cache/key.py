@@ -45,7 +45,7 @@ def recipe_of(
         "format": FORMAT,
         "encoder": {name: value for name, value in encoder.items() if name not in NOT_CONTENT},
         "weights": weights,
-        "transform": repr(replace(transform, flip=0.0, zoom=0.0)),  # augmentation is of training; what is kept is never augmented
+        "transform": repr(replace(transform, flip=0.0)),  # what is kept is never augmented; zoom decides on how large a JPEG is read
         "dtype": settings.dtype,
         "precision": settings.precision,
         "images": manifest.hexdigest(),

@@ -113,9 +113,7 @@ class TorchvisionEncoder(Encoder):
         super().__init__()
         import torchvision  # slow to import: only where images are read
 
-        known = torchvision.models.list_models(module=torchvision.models)  # classifiers only
-        if name not in known:
-            raise UserError(f"encoder.name={name}: torchvision has no such model.{did_you_mean(name, known)}")
+        refuse_unknown(name)
         model = torchvision.models.get_model(name, weights=None)
         if style == "caffe":
             as_in_caffe(model, name)
@@ -134,6 +132,8 @@ class TorchvisionEncoder(Encoder):
         weights = settings.get("weights", "imagenet")
         if settings.get("finetune", "none") != "none":
             return None
+        if weights == "imagenet":
+            refuse_unknown(settings["name"])
         return f"seed {seed}, torch {torch.__version__}" if weights == "none" else sha256(find_weights(settings["name"], weights))
 
     def fold(self) -> "TorchvisionEncoder":
@@ -176,6 +176,14 @@ class TorchvisionEncoder(Encoder):
         nodes = self.body(images.contiguous(memory_format=torch.channels_last))
         grid = nodes["grid"].flatten(2).transpose(1, 2)  # (B, N, D)
         return ImageFeatures(grid, nodes["pooled"] if "pooled" in nodes else grid.mean(dim=1))
+
+
+def refuse_unknown(name: str) -> None:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)  # classifiers only
+    if name not in known:
+        raise UserError(f"encoder.name={name}: torchvision has no such model.{did_you_mean(name, known)}")
 
 
 def cut_open(model: nn.Module, name: str, grid: str, pooled: str) -> nn.Module:

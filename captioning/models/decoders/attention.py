@@ -11,6 +11,8 @@ from captioning.models.decoders.base import Decoder, DecoderOutput, State, Words
 from captioning.models.decoders.later import Map, later
 from captioning.models.features import FeatureDims, ImageFeatures
 
+IMAGES_AT_ONCE = 4
+
 
 class AttentionState(NamedTuple):
     memory: tuple[Tensor, ...]  # what is attended to (B, N, D), its keys (B, N, A)
@@ -30,7 +32,11 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Queries (B*K, A) and keys (B, N, A) -> scores (B, K, N)."""
         query = query.unflatten(0, (len(keys), -1))  # (B, K, A)
-        return self.score(torch.tanh(keys[:, None] + query[:, :, None])).squeeze(-1)
+        if torch.is_grad_enabled() or keys.device.type != "cpu" or torch.compiler.is_compiling():
+            return self.score(torch.tanh(keys[:, None] + query[:, :, None])).squeeze(-1)
+        # In search: in place and few images at a time, which stay in the processor's cache. 3-4 times faster.
+        pairs = zip(keys.split(IMAGES_AT_ONCE), query.split(IMAGES_AT_ONCE))
+        return torch.cat([self.score((key[:, None] + its[:, :, None]).tanh_()).squeeze(-1) for key, its in pairs])
 
 
 def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
