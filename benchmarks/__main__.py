@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks import growth, input, scoring, startup, steps
 from benchmarks.measure import Row, Run, machine
 from benchmarks.searching import search_rows
+from captioning.training.memory import keep_freed_memory
 
 ROWS: dict[str, Callable[[Run], Iterable[Row]]] = {
     "attention-7x7": steps.attention("7x7"),
@@ -62,6 +63,7 @@ def main() -> None:
         parser.error(f"no such row; there are {', '.join(ROWS)}")
     if any("=" not in peer for peer in options.peer):
         parser.error("--peer takes NAME=DIR")
+    keep_freed_memory()  # for both sides, as in training
     if options.threads:
         torch.set_num_threads(options.threads)
     peers = {name: Path(folder) for name, _, folder in (peer.partition("=") for peer in options.peer)}

@@ -31,7 +31,7 @@ def our_optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 def our_loss(decoder: Decoder, material: Material, precision: str = "fp32", read: Callable[..., DecoderOutput] | None = None) -> Tensor:
     tokens = material.tokens
     with torch.autocast(tokens.device.type, DTYPES[precision], enabled=precision != "fp32"):
-        output = (read or decoder)(material.features, tokens[:, :-1])
+        output = (read or decoder)(material.features.in_working_precision(), tokens[:, :-1])
     return CrossEntropy()(output, tokens[:, 1:]) / material.words
 
 

@@ -5,6 +5,7 @@ import torch
 from conftest import DECODERS, DIMS, VOCABULARY, features, opinionated
 
 from captioning.errors import UserError
+from captioning.models.decoders.additive import Scores
 from captioning.models.decoders.base import Decoder
 from captioning.models.vectors import read_vectors
 from captioning.search import Beam, select
@@ -117,6 +118,20 @@ def test_gradients_of_the_loops_weights_made_later_are_those_made_step_by_step(d
         found[way] = {name: parameter.grad for name, parameter in decoder.named_parameters()}
     for name, gradient in found["later"].items():
         torch.testing.assert_close(gradient, found["at once"][name], atol=1e-3, rtol=1e-5)  # of hundreds
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_scores_and_gradients_made_in_parts_are_those_of_the_formula(K, monkeypatch):
+    draws = torch.Generator().manual_seed(0)
+    parts = [torch.randn(shape, generator=draws, requires_grad=True) for shape in ((5, K, 6), (5, 4, 6), (6,))]
+    upstream = torch.randn(5, K, 4, generator=draws)
+    queries, keys, weights = parts
+    plain = torch.tanh(keys[:, None] + queries[:, :, None]) @ weights
+    monkeypatch.setattr("captioning.models.decoders.additive.NUMBERS_AT_ONCE", 2 * K * 24)  # two images at once, one in the end
+    ours = Scores(weights)(queries, keys)
+    torch.testing.assert_close(ours, plain)
+    for a, b in zip(*(torch.autograd.grad(scores, parts, upstream) for scores in (ours, plain))):
+        torch.testing.assert_close(a, b)
 
 
 def test_captions_of_an_image_side_by_side_are_as_if_each_had_its_own(decoder):

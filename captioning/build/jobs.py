@@ -46,7 +46,9 @@ class Training:
     def start(self) -> None:
         from captioning.training.console import say
         from captioning.training.distributed import open_world
+        from captioning.training.memory import keep_freed_memory
 
+        keep_freed_memory()
         world = open_world(self.config["device"])
         trainer = self.trainer(world)
         evaluation = trainer.fit()
@@ -143,8 +145,10 @@ def evaluate(config: DictConfig) -> None:
     from captioning.training.console import progress, say
     from captioning.training.distributed import World, find_device
     from captioning.training.evaluate import Evaluator, warning_of_collapse
+    from captioning.training.memory import keep_freed_memory
     from captioning.training.settings import autocast
 
+    keep_freed_memory()
     search = make("search", settings["search"])
     if settings["out"] and Path(settings["out"]).is_file():
         raise UserError(f"out={settings['out']}: is a file; a folder is needed")

@@ -52,14 +52,14 @@ class Encoder(nn.Module):
 
 
 class GivenFeatures(Encoder):
-    """The encoder of a run whose features were extracted before: its input is already the features."""
+    """The encoder of a run whose features were extracted before: its input is the features, as they are stored."""
 
     def __init__(self, dims: FeatureDims):
         super().__init__()
         self.dims = dims
 
     def forward(self, features: ImageFeatures) -> ImageFeatures:
-        return features
+        return features.in_working_precision()
 
 
 class SmallCNN(Encoder):

@@ -5,6 +5,7 @@ B images   N grid cells   D grid channels   P pooled channels   T tokens   H hid
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -18,6 +19,12 @@ class FeatureDims(NamedTuple):
 class ImageFeatures(NamedTuple):
     grid: Tensor  # (B, N, D) one vector per cell, row by row
     pooled: Tensor  # (B, P) one vector per image
+
+    def in_working_precision(self) -> "ImageFeatures":
+        """What autocast would make of them at every use, made once; float32 outside of it."""
+        kind = self.pooled.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        return ImageFeatures(self.grid.to(dtype), self.pooled.to(dtype))
 
     def select(self, rows: Tensor) -> "ImageFeatures":
         return ImageFeatures(self.grid[rows], self.pooled[rows])

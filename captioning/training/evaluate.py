@@ -24,7 +24,7 @@ class Evaluation(NamedTuple):
 
 def to_device(images: Inputs, device: torch.device) -> Inputs:
     if isinstance(images, ImageFeatures):
-        return ImageFeatures(*(part.to(device, non_blocking=True).float() for part in images))
+        return ImageFeatures(*(part.to(device, non_blocking=True) for part in images))
     return images.to(device, non_blocking=True)
 
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from captioning.kinds import Fraction, Number
+from captioning.models.decoders.additive import rows_at_once
 from captioning.models.decoders.base import DecoderOutput
 
 PAD = 0
-NUMBERS_AT_ONCE = {True: 2**18, False: 2**26}  # on a CPU they fit its cache, on a GPU they keep it busy
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=logits.device)
         # fp16 has no room for small probabilities, and the scale of the loss comes only later
         gradient = torch.empty_like(logits, dtype=torch.float32 if logits.dtype == torch.float16 else None) if wanted else None
-        rows = max(1, NUMBERS_AT_ONCE[logits.device.type == "cpu"] // V)
+        rows = rows_at_once(logits.device, V)
         for start in range(0, len(logits), rows):
             part = slice(start, start + rows)
             target, is_word = targets[part, None], (targets[part, None] != PAD).float()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.kinds import Count, Dropout
-from captioning.models.decoders.attention import AttendingDecoder, Attention
+from captioning.models.decoders.attention import AttendingDecoder, Attention, Score
 from captioning.models.decoders.base import Words
 from captioning.models.decoders.later import Map
 from captioning.models.features import FeatureDims, ImageFeatures
@@ -57,7 +57,7 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
     def maps(self) -> tuple[nn.Linear, ...]:
         return self.from_hidden, self.query, self.sentinel_key
 
-    def advance(self, maps: Sequence[Map], from_word: Tensor, state: AdaptiveState) -> tuple[AdaptiveState, Tensor]:
+    def advance(self, score: Score, maps: Sequence[Map], from_word: Tensor, state: AdaptiveState) -> tuple[AdaptiveState, Tensor]:
         from_hidden, to_query, sentinel_key = maps
         cells, keys, from_whole = state.memory
         images = len(cells)
@@ -67,7 +67,7 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
         hidden = torch.sigmoid(show) * torch.tanh(cell)
         sentinel = torch.sigmoid(look_away) * torch.tanh(cell)  # (B*K, H)
         query = to_query(hidden)
-        on_grid = self.attention(query, keys)  # (B, K, N)
+        on_grid = score(query.unflatten(0, (images, -1)), keys)  # (B, K, N)
         on_sentinel = self.attention.score(torch.tanh(sentinel_key(sentinel) + query)).unflatten(0, (images, -1))
         scores = torch.cat([on_grid, on_sentinel], dim=-1)
         attention = scores.softmax(dim=-1).to(cells.dtype)  # (B, K, N + 1)

@@ -1,17 +1,18 @@
 """Soft attention over the grid: Xu et al. 2015, "Show, Attend and Tell". The time loop has only what depends on the recurrence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from captioning.kinds import Count, Dropout
+from captioning.models.decoders.additive import Scores
 from captioning.models.decoders.base import Decoder, DecoderOutput, State, Words
 from captioning.models.decoders.later import Map, later
 from captioning.models.features import FeatureDims, ImageFeatures
 
-IMAGES_AT_ONCE = 4
+Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class AttentionState(NamedTuple):
@@ -29,14 +30,9 @@ class Attention(nn.Module):
         self.key = nn.Linear(grid_size, attention_size)
         self.score = nn.Linear(attention_size, 1, bias=False)
 
-    def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Queries (B*K, A) and keys (B, N, A) -> scores (B, K, N)."""
-        query = query.unflatten(0, (len(keys), -1))  # (B, K, A)
-        if torch.is_grad_enabled() or keys.device.type != "cpu" or torch.compiler.is_compiling():
-            return self.score(torch.tanh(keys[:, None] + query[:, :, None])).squeeze(-1)
-        # In search: in place and few images at a time, which stay in the processor's cache. 3-4 times faster.
-        pairs = zip(keys.split(IMAGES_AT_ONCE), query.split(IMAGES_AT_ONCE))
-        return torch.cat([self.score((key[:, None] + its[:, :, None]).tanh_()).squeeze(-1) for key, its in pairs])
+    def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
+        """Queries (B, K, A) and keys (B, N, A) -> scores (B, K, N)."""
+        return self.score(torch.tanh(keys[:, None] + queries[:, :, None])).squeeze(-1)
 
 
 def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,14 +57,21 @@ class AttendingDecoder(Decoder):
     attends = True
     is_compiled = False
     from_word: nn.Linear
+    attention: Attention
 
     def maps(self) -> tuple[nn.Linear, ...]:
         """The linear maps of a step, in the order in which `advance` takes them."""
         raise NotImplementedError
 
-    def advance(self, maps: Sequence[Map], from_word: Tensor, state: State) -> tuple[State, Tensor]:
+    def advance(self, score: Score, maps: Sequence[Map], from_word: Tensor, state: State) -> tuple[State, Tensor]:
         """One step: the word's part of the gates (B*K, gates) and the state -> the state after, and what was seen (B*K, D)."""
         raise NotImplementedError
+
+    def begin_loop(self) -> tuple[Score, Sequence[Map]]:
+        """What one loop works with: the scores of attention and the maps, their gradients gathered. A compiler has its own ways."""
+        if self.is_compiled:
+            return self.attention, self.maps()
+        return Scores(self.attention.score.weight[0]), [later(linear) for linear in self.maps()]
 
     def answer(self, word: Tensor, hidden: Tensor, seen: Tensor) -> Tensor:
         """What the vocabulary product takes; any leading dimensions."""
@@ -76,15 +79,15 @@ class AttendingDecoder(Decoder):
 
     def step(self, token: Tensor, state: State) -> tuple[Tensor, State]:
         word = self.words.embed(token)
-        state, seen = self.advance(self.maps(), self.from_word(word), state)
+        state, seen = self.advance(*self.begin_loop(), self.from_word(word), state)
         return self.words.logits(self.answer(word, state.hidden, seen)), state
 
     def forward(self, features: ImageFeatures, tokens: Tensor) -> DecoderOutput:
         state, hidden, seen, attention = self.begin(features, len(tokens)), [], [], []
-        maps = self.maps() if self.is_compiled else [later(linear) for linear in self.maps()]
+        loop = self.begin_loop()
         word = self.words.embed(tokens)  # (B, T, E)
         for its_part in self.from_word(word).unbind(dim=1):
-            state, what = self.advance(maps, its_part, state)
+            state, what = self.advance(*loop, its_part, state)
             hidden.append(state.hidden)
             seen.append(what)
             attention.append(state.attention)
@@ -127,16 +130,16 @@ class SoftAttentionDecoder(AttendingDecoder):
         start = torch.tanh(self.start(grid.mean(dim=1)))  # (B, H or 2H)
         hidden, cell = start.tensor_split([self.from_hidden.in_features], dim=1)
         keys = self.attention.key(grid)  # under autocast in half precision: then so is the grid, once for all steps
-        return AttentionState((grid.to(keys.dtype), keys), hidden, cell, keys.new_zeros(grid.shape[:2]))
+        return AttentionState((grid.to(keys.dtype), keys), hidden, cell, grid.new_zeros(grid.shape[:2]))
 
     def maps(self) -> tuple[nn.Linear, ...]:
         return self.from_hidden, self.from_seen
 
-    def advance(self, maps: Sequence[Map], from_word: Tensor, state: AttentionState) -> tuple[AttentionState, Tensor]:
+    def advance(self, score: Score, maps: Sequence[Map], from_word: Tensor, state: AttentionState) -> tuple[AttentionState, Tensor]:
         from_hidden, from_seen = maps
         grid, keys = state.memory
         query, gate, gates = from_hidden(state.hidden).split(self.sizes, dim=-1)
-        attention = self.attention(query, keys).softmax(dim=-1)  # (B, K, N)
+        attention = score(query.unflatten(0, (len(keys), -1)), keys).softmax(dim=-1)  # (B, K, N), in float32
         seen = torch.sigmoid(gate) * torch.bmm(attention.to(grid.dtype), grid).flatten(0, 1)  # (B*K, D)
         from_input = from_word + from_seen(seen)
         if self.has_cell:
