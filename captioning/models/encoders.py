@@ -26,6 +26,7 @@ LAYERS = {  # names people use for torchvision's layers; any other node of the n
         "fc2": "classifier.4",
     },
 }
+IMAGES_AT_ONCE = 8  # on a CPU: their activations stay in its cache, which makes ResNet-50 up to twice as fast as 32 at once
 
 
 class Encoder(nn.Module):
@@ -173,7 +174,14 @@ class TorchvisionEncoder(Encoder):
         return self
 
     def forward(self, images: Tensor) -> ImageFeatures:
-        nodes = self.body(images.contiguous(memory_format=torch.channels_last))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if images.device.type != "cpu" or self.body.training:
+            return self.look(images)
+        features = [self.look(few) for few in images.split(IMAGES_AT_ONCE)]  # each depends on its own image alone
+        return ImageFeatures(*(torch.cat(parts) for parts in zip(*features)))
+
+    def look(self, images: Tensor) -> ImageFeatures:
+        nodes = self.body(images)
         grid = nodes["grid"].flatten(2).transpose(1, 2)  # (B, N, D)
         return ImageFeatures(grid, nodes["pooled"] if "pooled" in nodes else grid.mean(dim=1))
 
