@@ -230,6 +230,17 @@ def test_training_goes_on_from_any_batch_with_the_same_augmentation(drawings):
     assert not torch.equal(other.tokens[:, :4], whole[0].tokens[:, :4])
 
 
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_padding_is_what_the_batches_hold_of_it(drawings, together):
+    splits = shapes(drawings, 40, 8, 8, 32)
+    vocabulary = Vocabulary.build(c for r in splits["train"] for c in r.captions)
+    captions = TrainingCaptions(splits["train"], vocabulary, 20, ImageSource(Transform(32)), together)
+    batches = TrainingBatches(captions, 16, seed=1, workers=0)
+    tokens = [batch.tokens.flatten() for batch in batches.epoch(0)]
+    assert batches.padding() == pytest.approx(float((torch.cat(tokens) == Vocabulary.pad).float().mean()))
+    assert sum(int((batch == Vocabulary.bos).sum()) for batch in tokens) == 200  # every caption, however many stand together
+
+
 def test_an_evaluation_visits_each_image_once(drawings):
     splits = shapes(drawings, 40, 8, 8, 32)
     vocabulary = Vocabulary.build(c for r in splits["train"] for c in r.captions)

@@ -143,6 +143,23 @@ def test_check_data_ends_with_one_where_training_would_be_wrong(tmp_path, capsys
     assert exit.value.code == 1 and "captions.csv line 4" in text and "1 of which would make training wrong" in text
 
 
+def test_extract_fills_the_cache_that_cache_lists_and_removes(drawings, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CAPTIONING_CACHE", str(tmp_path / "cache"))
+    command = ["extract", *TINY, f"data.root={drawings}", "encoder=resnet18", "encoder.weights=none", "cache.dtype=bf16"]
+    captioning_command(command)
+    text = capsys.readouterr().out
+    assert text.count("extracting the features of") == 3 and "test: 8 images are in" in text and "are free" in text
+    captioning_command(command)
+    assert "extracting" not in capsys.readouterr().out
+    captioning_command(["cache", "list"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and all("whole" in line and "resnet18 layer4 mean, bf16" in line for line in lines[:3])
+    captioning_command(["cache", "remove", lines[0].split()[0]])
+    captioning_command(["cache", "remove", "--all"])
+    captioning_command(["cache", "list"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 in ")
+
+
 def test_doctor_names_versions_and_the_device(capsys):
     captioning_command(["doctor"])
     text = capsys.readouterr().out

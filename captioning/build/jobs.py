@@ -106,14 +106,17 @@ class Training:
         sources = {split: features.source(stores[split], model.decoder.uses_grid) if features else pictures for split in ("train", "val")}
         ranks = {"rank": world.rank, "world": world.size}
         captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"], data.captions_together)
+        batches = TrainingBatches(captions, data.batch_size, seed=seed, workers=data.workers, **ranks)
         images = ReferenceImages(splits["val"], vocabulary, data.max_length, sources["val"])
+        if world.is_main:
+            say(f"{len(batches.order(0))} batches an epoch, {batches.padding():.1%} of them padding; {captions.source.about}")
         return Trainer(
             settings,
             model=model,
             loss=self.loss,
             optimizer=make_optimizer(config, model),
             schedule=self.schedule,
-            batches=TrainingBatches(captions, data.batch_size, seed=seed, workers=data.workers, **ranks),
+            batches=batches,
             evaluator=Evaluator(
                 ReferenceBatches(images, data.batch_size, workers=data.workers, **ranks),
                 vocabulary=vocabulary,

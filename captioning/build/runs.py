@@ -26,7 +26,7 @@ from captioning.models.caption_model import CaptionModel
 from captioning.models.encoders import Encoder, GivenFeatures
 from captioning.training import checkpoint
 
-FORMAT = 1  # of a run directory; raised when an older program could misread a newer one
+FORMAT = 2  # of a run directory; raised when an older program could misread a newer one
 MAY_CHANGE = {  # between a run's start and its going on
     "run", "device", "features", "cache.dir", "cache.memory", "logger", "data.root", "data.reader.root", "data.workers",
     "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.log_every", "trainer.samples",

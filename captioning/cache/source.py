@@ -27,6 +27,8 @@ class FeatureSource:
         self.parts = ("grid", "pooled") if with_grid else ("pooled",)
         size = sum(len(store.rows) * store.row_bytes(part) for part in self.parts)
         self.is_held = size <= memory * free_memory(device)
+        place = f"in the memory of {device}" if device.type == "cuda" else "in memory"
+        self.about = f"features held {place}" if self.is_held else "features read from disk"
         kind = Held if self.is_held else Streamed
         self.readers = {part: kind(store, part, device) for part in self.parts}
 

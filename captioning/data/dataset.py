@@ -37,6 +37,7 @@ class Source(Protocol):
     """Gives the encoder's input of these records. `positions` is set in training: augmentation is a function of it."""
 
     in_process: bool  # reading is so cheap that worker processes would only slow it down
+    about: str  # where what it gives comes from
 
     def load(self, records: Sequence[Record], positions: Sequence[tuple] | None) -> Any: ...
 
@@ -44,7 +45,7 @@ class Source(Protocol):
 class ImageSource:
     """Pictures, read and transformed when they are needed."""
 
-    in_process = False
+    in_process, about = False, "the encoder sees every picture in every epoch"
 
     def __init__(self, transform: Transform):
         self.transform = transform
@@ -98,6 +99,14 @@ class TrainingBatches:
 
     def order(self, epoch: int) -> list[list[int]]:
         return batches(self.captions.lengths, self.batch_size, seed=self.seed, epoch=epoch, rank=self.rank, world=self.world)
+
+    def padding(self) -> float:
+        """The share of the first epoch's tokens that are <pad>: time spent on nothing."""
+        items, together = self.captions.items, self.captions.together
+        batches = [[list(map(len, items[index][1])) for index in batch] for batch in self.order(0)]
+        words = sum(sum(map(sum, batch)) for batch in batches)
+        places = sum(max(map(max, batch)) * len(batch) * together for batch in batches)
+        return 1 - words / places
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         keys = [[(self.seed, epoch, index) for index in batch] for batch in self.order(epoch)[start:]]

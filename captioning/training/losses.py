@@ -70,4 +70,4 @@ class SummedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, scale: Tensor):
         (gradient,) = ctx.saved_tensors
-        return (gradient * scale).to(ctx.dtype), None, None
+        return gradient.mul_(scale).to(ctx.dtype), None, None
