@@ -1,5 +1,7 @@
 """The programs as people run them, and every command of the README."""
 
+import fnmatch
+import itertools
 import json
 import re
 import shlex
@@ -10,6 +12,7 @@ import pytest
 from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
 
+from benchmarks.__main__ import ROWS
 from captioning import cli
 from captioning.build.compose import CONFIGS, as_dict, composed
 from captioning.build.schema import check
@@ -17,9 +20,11 @@ from captioning.cli import main as captioning_command
 from captioning.data.annotations import table
 
 README = (ROOT / "README.md").read_text()
+PAGES = [README, *(path.read_text() for path in (ROOT / "docs").glob("*.md"))]
 COMMANDS = [
     line.split("#")[0].strip()
-    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
     for line in block.splitlines()
     if line.strip() and not line.startswith(("make", "#"))
 ]
@@ -30,7 +35,7 @@ def program(*arguments):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_is_understood(command, monkeypatch):
+def test_every_command_of_the_documents_is_understood(command, monkeypatch):
     words = shlex.split(command)
     script = next((word for word in words if word in ("train.py", "eval.py")), None)
     if script:
@@ -38,11 +43,14 @@ def test_every_command_of_the_readme_is_understood(command, monkeypatch):
         check(as_dict(composed(script.removesuffix(".py"), overrides)))
     elif words[0] == "captioning":
         seen = []
-        for name in ("run_caption", "run_check", "run_doctor"):
+        for name in [name for name in vars(cli) if name.startswith("run_")]:
             monkeypatch.setattr(cli, name, seen.append)
         cli.main(words[1:])
         for overrides in (vars(options).get("overrides", []) for options in seen):
             check(as_dict(composed("train", overrides)))
+    elif words[:3] == ["python", "-m", "benchmarks"]:
+        rows = [word for before, word in itertools.pairwise(words[2:]) if "--" not in before + word]
+        assert all(fnmatch.filter(ROWS, row) for row in rows)
     else:
         assert words[0] == "tensorboard"
 
