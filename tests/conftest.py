@@ -50,6 +50,17 @@ def opinionated(module):
     return module.eval()
 
 
+def lively(module):
+    """BatchNorm with statistics: as it is made, it does nothing, and then it could be left out or applied twice unseen."""
+    draws = torch.Generator().manual_seed(0)
+    for norm in (part for part in module.modules() if isinstance(part, torch.nn.BatchNorm2d)):
+        for value in (norm.running_var, norm.weight.data):
+            value.copy_(torch.rand(value.shape, generator=draws) + 0.5)
+        for value in (norm.running_mean, norm.bias.data):
+            value.copy_(torch.randn(value.shape, generator=draws) / 2)
+    return module
+
+
 def features(images: int) -> ImageFeatures:
     draws = torch.Generator().manual_seed(1)
     return ImageFeatures(torch.randn(images, 4, DIMS.grid, generator=draws), torch.randn(images, DIMS.pooled, generator=draws))

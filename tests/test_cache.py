@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import SMALL
+from conftest import SMALL, lively
 from safetensors.torch import save_file
 
 from captioning.build.runs import load_run
@@ -36,7 +36,10 @@ def folders(tmp_path):
 
 @pytest.mark.parametrize("decoder", ["lstm", "attention"])
 def test_cached_and_live_features_give_the_same_loss_to_the_precision_of_their_storage(train, tmp_path, decoder):
-    trainers = [train(*FROZEN, f"decoder={decoder}", f"features={choice}", run=tmp_path / choice) for choice in ("on", "off")]
+    network = lively(torchvision.models.resnet18())
+    save_file({name: value.contiguous() for name, value in network.state_dict().items()}, tmp_path / "resnet18.safetensors")
+    frozen = ["encoder=resnet18", f"encoder.weights={tmp_path / 'resnet18.safetensors'}", *SMALL]
+    trainers = [train(*frozen, f"decoder={decoder}", f"features={choice}", run=tmp_path / choice) for choice in ("on", "off")]
     assert isinstance(trainers[0].batches.captions.source, FeatureSource) and isinstance(trainers[1].batches.captions.source, ImageSource)
     losses = []
     for trainer in trainers:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import real_weights
+from conftest import lively, real_weights
 from safetensors.torch import save_file
 from torchvision.models import get_model
 
@@ -189,3 +189,29 @@ def test_real_weights_load(file, name, grid, style, shape):
     body = encoder(name, grid, weights=str(real_weights(file)), style=style)
     with torch.no_grad():
         assert body(torch.zeros(1, 3, 224, 224)).grid.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"), [("resnet18", "layer4"), ("mobilenet_v2", "features"), ("densenet121", "features"), ("vgg11_bn", "features")]
+)
+def test_a_folded_encoder_is_the_same_function(name, grid):
+    encoder = TorchvisionEncoder(name, grid, weights="none").eval()
+    lively(encoder)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        before = encoder(images)
+        after = encoder.fold()(images)
+    called = [encoder.body.get_submodule(node.target) for node in encoder.body.graph.nodes if node.op == "call_module"]
+    assert name == "densenet121" or not any(isinstance(module, torch.nn.BatchNorm2d) for module in called)  # there it stands before
+    for a, b in zip(before, after):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("images", [1, 8, 9, 20])
+def test_images_taken_a_few_at_a_time_get_the_features_of_all_at_once(images):
+    encoder = TorchvisionEncoder("resnet18", "layer4", weights="none").eval()
+    lively(encoder)
+    pictures = torch.randn(images, 3, 32, 32)
+    with torch.inference_mode():
+        for parts, whole in zip(encoder(pictures), encoder.look(pictures)):
+            torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)

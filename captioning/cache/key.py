@@ -11,8 +11,8 @@ from captioning.data.records import Record
 from captioning.data.transforms import Transform
 from captioning.kinds import Fraction
 
-FORMAT = 2  # of a store; raised when its layout, or how pictures are read, changes
-NOT_CONTENT = {"_target_", "weights", "finetune", "finetune_lr", "finetune_epoch"}  # weights: their hash stands for their path
+FORMAT = 3  # of a store; raised when its layout, or how pictures are read, changes
+NOT_CONTENT = {"weights", "finetune", "finetune_lr", "finetune_epoch"}  # weights: their hash stands for their path
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class TorchvisionEncoder(Encoder):
         return f"seed {seed}, torch {torch.__version__}" if weights == "none" else sha256(find_weights(settings["name"], weights))
 
     def fold(self) -> "TorchvisionEncoder":
-        fuse(self.body, inplace=True, no_trace=True)  # BatchNorm into the convolution before it
+        self.body = fuse(self.body.eval(), inplace=True, no_trace=True)  # BatchNorm into the convolution before it
         return self
 
     def unfreeze(self, finetune: str) -> None:
