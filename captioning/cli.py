@@ -131,7 +131,7 @@ def run_extract(options: argparse.Namespace) -> None:
     from captioning.build.schema import check
 
     config = as_dict(composed("train", options.overrides))
-    check(config)
+    check(config, needed=("data", "encoder", "cache", "seed", "device"))
     from captioning.build.features import extract_all
 
     extract_all(config)

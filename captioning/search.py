@@ -59,11 +59,14 @@ class Beam:
     no_repeat_ngram: Whole = 0
     allow_unknown: bool = False
 
+    def __post_init__(self) -> None:
+        if self.n_best > self.beam_size:
+            raise ValueError(f"n_best={self.n_best} is more than beam_size={self.beam_size}")
+
     def __call__(self, step: Step, state: State) -> Hypotheses:
         step, state = constrained(step, state, self)
         some = rows_of(state)
         images, device, K, T = len(some), some.device, self.beam_size, self.max_length
-        wanted = min(self.n_best, K)
         places = torch.arange(images, device=device)  # where the image of each remaining row stands in the results
         state = select(state, places.repeat_interleave(K))
         token = torch.full((images * K,), BOS, device=device)
@@ -92,7 +95,7 @@ class Beam:
 
             # an open hypothesis only loses log p; at best it loses nothing, and is divided by the longest length
             hope = scores.amax(dim=1) / T**self.length_penalty
-            going = hope > ranked[places, :K].topk(wanted)[0][:, -1]
+            going = hope > ranked[places, :K].topk(self.n_best)[0][:, -1]
             left = going.nonzero().flatten()  # the one wait for the device in a step
             if len(left) == 0:
                 break
@@ -104,8 +107,8 @@ class Beam:
             history, scores, live, places = history[left], scores[left], live[left], places[left]
 
         ranked, order = ranked[:, :K].sort(dim=1, descending=True, stable=True)
-        tokens = tokens.gather(1, order[:, :wanted, None].expand(-1, -1, T))
-        return Hypotheses(tokens[:, :, :length], ranked[:, :wanted])
+        tokens = tokens.gather(1, order[:, : self.n_best, None].expand(-1, -1, T))
+        return Hypotheses(tokens[:, :, :length], ranked[:, : self.n_best])
 
 
 # Wrappers around step: the search itself has no tricks in it.
@@ -133,11 +136,12 @@ def with_history(change: Callable[[Tensor, Tensor], Tensor], step: Step, state: 
 
 def constrained(step: Step, state: State, settings: Any) -> tuple[Step, State]:
     """Never <pad> or <bos>, <unk> only where allowed, no <eos> before the minimum length, no n-gram twice."""
-    banned = [PAD, BOS] if settings.allow_unknown else [PAD, BOS, UNK]
+    banned = [EOS, PAD, BOS, UNK][: 3 if settings.allow_unknown else 4]
+    words = torch.tensor(banned, device=rows_of(state).device)
 
     def change(logits: Tensor, history: Tensor) -> Tensor:
-        early = [EOS] if history.shape[1] <= settings.min_length else []
-        logits = logits.index_fill(1, torch.tensor(banned + early, device=logits.device), -torch.inf)
+        too_early = history.shape[1] <= settings.min_length
+        logits = logits.index_fill(1, words[0 if too_early else 1 :], -torch.inf)
         if settings.no_repeat_ngram:
             logits = without_repeats(logits, history, settings.no_repeat_ngram)
         return logits

@@ -42,6 +42,12 @@ def decoder(request):
     return opinionated(DECODERS[request.param]())
 
 
+@pytest.fixture(params=[name for name in DECODERS if name.startswith("a")])
+def attending(request):
+    """Every decoder that attends, and so has a time loop of its own."""
+    return opinionated(DECODERS[request.param]())
+
+
 def opinionated(module):
     torch.manual_seed(0)
     with torch.no_grad():

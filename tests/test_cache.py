@@ -14,6 +14,7 @@ import torchvision
 from conftest import SMALL, lively
 from safetensors.torch import save_file
 
+from captioning.build.features import Features, copy_weights
 from captioning.build.runs import load_run
 from captioning.cache.extract import extract
 from captioning.cache.key import CacheSettings, folder_of, key_of, recipe_of
@@ -25,6 +26,7 @@ from captioning.data.shapes import shapes
 from captioning.data.transforms import Transform
 from captioning.errors import UserError
 from captioning.models.encoders import SmallCNN, TorchvisionEncoder
+from captioning.training.distributed import World
 
 HIDDEN = ["decoder.attention_size=8"]
 FROZEN = ["encoder=resnet18", "encoder.weights=none", *SMALL]
@@ -196,11 +198,12 @@ def test_two_that_want_the_same_features_extract_them_once(drawn):
     assert sum("waiting for another process" in line for line in drawn.said) <= 1
 
 
-def test_the_size_is_said_and_held_against_the_disk_before_anything_is_written(drawn, monkeypatch):
+def test_the_size_is_said_and_held_against_the_disk_before_anything_is_written(drawn, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=40_000))
     with pytest.raises(UserError, match=r"the features take 0\.1 MB, only 0\.0 MB are free there"):
         drawn.run()
     assert "150 images" in drawn.said[0] and "0.1 MB" in drawn.said[0]
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file() and file.suffix != ".lock"]
 
 
 def test_a_number_too_large_for_its_storage_is_refused(drawn):
@@ -252,6 +255,63 @@ def test_cache_remove_deletes_what_is_named_and_the_weights_nobody_needs(drawn, 
     assert [entry.key for entry in entries(root)] == keys[1:] and len(list((root / "encoders").iterdir())) == 1
     remove(root, keys[1:])
     assert entries(root) == [] and not list((root / "encoders").iterdir())
+
+
+def test_a_run_whose_encoder_weights_have_changed_does_not_go_on(train, tmp_path):
+    file = tmp_path / "w.safetensors"
+    commands = ["encoder=resnet18", f"encoder.weights={file}", *SMALL, "decoder=lstm"]
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file({name: value.contiguous() for name, value in torchvision.models.resnet18().state_dict().items()}, file)
+        if seed == 0:
+            train(*commands)
+    with pytest.raises(UserError, match="encoder.weights=.* was trained with others"):
+        train(*commands)
+
+
+def test_damaged_weights_beside_the_features_are_refused_and_made_again(drawn, tmp_path):
+    store = FeatureStore(drawn.run())
+    file = store.encoder_weights[0]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="damaged.*cache remove"):
+        copy_weights(store, tmp_path / "copy")
+    drawn.run(dtype="bf16")  # of the same encoder: writes them anew
+    copy_weights(store, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == whole
+
+
+def test_an_image_that_is_listed_twice_is_extracted_once(train, drawings, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(next(drawings.glob("40-8-8-32px*")) / "images", data / "images")
+    names = sorted(path.name for path in (data / "images").iterdir())
+    lines = [f"{name},a red square,{name.split('-')[0]}" for name in names]
+    (data / "captions.csv").write_text("\n".join(["image,caption,split", *lines]) + "\n")
+    records = [Record(names[row], data / "images" / names[row], ["a"], "", [1]) for row in (0, 1, 0)]
+    world, settings = World(torch.device("cpu")), CacheSettings(dir=str(tmp_path / "twice"))
+    features = Features(settings, {"name": "small"}, "w", lambda: SmallCNN(16).requires_grad_(False), Transform(size=32), 0, world)
+    store = features.store(records)
+    assert len(store.rows) == 2
+    given = features.source(store, True).load(records, None)
+    assert torch.equal(given.grid[0], given.grid[2]) and not torch.equal(given.grid[0], given.grid[1])
+
+
+def test_an_evaluation_that_may_not_keep_features_does_without(train, tmp_path, capsys):
+    train(*FROZEN, "decoder=lstm", "trainer=smoke").fit()
+    (tmp_path / "file").write_text("")
+    kept = score(tmp_path / "run", "test")
+    live = score(tmp_path / "run", "test", f"cache.dir={tmp_path / 'file'}")
+    assert "cannot be written" in capsys.readouterr().out and live["loss"] == pytest.approx(kept["loss"], rel=1e-3)
+    with pytest.raises(UserError, match="cannot be written"):
+        score(tmp_path / "run", "test", f"cache.dir={tmp_path / 'file'}", "features=on")
+
+
+def test_features_that_are_being_extracted_are_not_removed(drawn, tmp_path):
+    def removing(images):
+        with pytest.raises(UserError, match="a process is extracting it"):
+            remove(tmp_path / "cache", [entries(tmp_path / "cache")[0].key])
+
+    FeatureStore(drawn.run(progress=lambda *_: nullcontext(removing)))
 
 
 def test_a_run_on_cached_features_captions_pictures_by_itself(train, tmp_path):

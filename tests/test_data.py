@@ -1,8 +1,11 @@
 """Readers, on files laid out as the real distributions have them; vocabulary; order; pictures."""
 
+import gc
 import json
+import threading
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from PIL import Image
 
 from captioning.data import annotations
 from captioning.data.check import check_splits, summary
-from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
+from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions, loader
 from captioning.data.images import read_image
 from captioning.data.records import Record, split_by_hash
 from captioning.data.sampler import batches
@@ -230,15 +233,38 @@ def test_training_goes_on_from_any_batch_with_the_same_augmentation(drawings):
     assert not torch.equal(other.tokens[:, :4], whole[0].tokens[:, :4])
 
 
-@pytest.mark.parametrize("together", [1, 2, 5])
+@pytest.mark.parametrize("together", [1, 2, 5, 9])
 def test_padding_is_what_the_batches_hold_of_it(drawings, together):
     splits = shapes(drawings, 40, 8, 8, 32)
+    splits["train"] = [record._replace(captions=record.captions[: 1 + row % 5]) for row, record in enumerate(splits["train"])]
     vocabulary = Vocabulary.build(c for r in splits["train"] for c in r.captions)
     captions = TrainingCaptions(splits["train"], vocabulary, 20, ImageSource(Transform(32)), together)
     batches = TrainingBatches(captions, 16, seed=1, workers=0)
     tokens = [batch.tokens.flatten() for batch in batches.epoch(0)]
     assert batches.padding() == pytest.approx(float((torch.cat(tokens) == Vocabulary.pad).float().mean()))
-    assert sum(int((batch == Vocabulary.bos).sum()) for batch in tokens) == 200  # every caption, however many stand together
+    spoken = [int((batch == Vocabulary.bos).sum()) for batch in tokens]
+    assert sum(spoken) == 8 * 15  # every caption, however many stand together
+    assert sorted(spoken)[len(spoken) // 2] >= 10  # and batches about as large as was asked for, 16
+
+
+@pytest.mark.parametrize("stop", [1, None])
+def test_reading_ahead_gives_all_batches_hands_over_errors_and_can_be_left(stop):
+    class Items:
+        source = SimpleNamespace(in_process=True)
+
+        def __getitems__(self, keys):
+            if keys == [7]:
+                raise UserError("seven")
+            return keys
+
+    before = threading.active_count()
+    assert list(loader(Items(), [[row] for row in range(6)], 2)) == [[row] for row in range(6)]
+    with pytest.raises(UserError, match="seven"):
+        for batch in loader(Items(), [[row] for row in range(9)], 2):
+            if batch == [stop]:
+                raise UserError("seven")  # left early
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_an_evaluation_visits_each_image_once(drawings):

@@ -107,17 +107,27 @@ def test_our_cells_are_torchs():
         torch.testing.assert_close(ours(*(torch.cat([part.chunk(len(order), -1)[i] for i in order], -1) for part in gates)), theirs)
 
 
-def test_gradients_of_the_loops_weights_made_later_are_those_made_step_by_step(decoder):
-    if not decoder.attends:
-        pytest.skip("has no loop of its own")
+def test_gradients_of_the_loops_weights_made_later_are_those_made_step_by_step(attending):
     found = {}
     for way in ("later", "at once"):
-        decoder.is_compiled = way == "at once"  # which takes the maps as they are
-        decoder.zero_grad()
-        decoder(features(3), TOKENS).logits.square().sum().backward()
-        found[way] = {name: parameter.grad for name, parameter in decoder.named_parameters()}
+        attending.is_compiled = way == "at once"  # which takes the maps as they are
+        attending.zero_grad()
+        attending(features(3), TOKENS).logits.square().sum().backward()
+        found[way] = {name: parameter.grad for name, parameter in attending.named_parameters()}
     for name, gradient in found["later"].items():
         torch.testing.assert_close(gradient, found["at once"][name], atol=1e-3, rtol=1e-5)  # of hundreds
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_in_half_precision_the_gathered_gradients_are_those_of_full_precision(attending, K):
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        attending.zero_grad()
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            output = attending(features(4 // K).in_working_precision(), torch.cat([TOKENS, TOKENS[:1]]))
+        (output.logits.float().log_softmax(-1)[..., 5].sum() / 10).backward()
+        found.append(torch.cat([parameter.grad.flatten() for parameter in attending.parameters()]))
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.995
 
 
 @pytest.mark.parametrize("K", [1, 3])

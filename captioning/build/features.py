@@ -12,32 +12,34 @@ from typing import Any
 from hydra.utils import get_class
 
 from captioning.build.objects import make, make_data, make_encoder
-from captioning.cache.extract import extract
+from captioning.build.runs import Run, load_run, read_config, read_env
+from captioning.cache.extract import CannotKeep, extract
 from captioning.cache.key import CacheSettings, folder_of, recipe_of
 from captioning.cache.source import FeatureSource
 from captioning.cache.store import FeatureStore, refused
+from captioning.data.dataset import ImageSource, Source
 from captioning.data.records import Record
 from captioning.data.settings import Data
 from captioning.data.transforms import Transform
 from captioning.errors import UserError
-from captioning.models.encoders import Encoder
+from captioning.models.encoders import Encoder, GivenFeatures
 from captioning.models.weights import sha256
 from captioning.training.console import progress, say
 from captioning.training.distributed import World, find_device
 from captioning.training.settings import autocast
 
 
-def weights_of(encoder: dict[str, Any], seed: int, build: Callable[[], Encoder]) -> str | None:
-    """What tells the encoder's frozen weights from all others, found without building it where that can be. None: they are trained."""
+def weights_of(encoder: dict[str, Any], seed: int, build: Callable[[], Encoder]) -> tuple[str | None, Encoder | None]:
+    """What tells the encoder's frozen weights from all others (None: they are trained), and the encoder if it had to be built for that."""
     if known := get_class(encoder["_target_"]).frozen_weights(seed, encoder):
-        return known
+        return known, None
     built = build()
     if not built.is_frozen:
-        return None
+        return None, built
     digest = hashlib.sha256()
     for name, value in built.state_dict().items():
         digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return digest.hexdigest(), built
 
 
 def why_not(choice: str, *, is_frozen: bool, is_random: bool) -> str | None:
@@ -69,34 +71,40 @@ class Features:
 
     def store(self, records: Sequence[Record]) -> FeatureStore:
         """The features of these images, extracted now if they are not there. With several processes the first one extracts."""
+        records = list({record.image_id: record for record in records}.values())  # a list may name an image twice
         recipe = recipe_of(self.encoder, self.weights, self.transform, records, self.settings)
-        folder = folder_of(recipe, self.settings)
-        if self.world.is_main:
-            extract(
-                folder,
-                recipe,
-                self.build,
-                records,
-                self.transform,
-                device=self.world.device,
-                workers=self.workers,
-                arithmetic=lambda: autocast(self.world.device, self.settings.precision),
-                say=say,
-                progress=progress,
-            )
-        self.world.gather(None)  # the others wait
+        folder, problem = folder_of(recipe, self.settings), None
+        try:
+            if self.world.is_main:
+                extract(
+                    folder,
+                    recipe,
+                    self.build,
+                    records,
+                    self.transform,
+                    device=self.world.device,
+                    workers=self.workers,
+                    arithmetic=lambda: autocast(self.world.device, self.settings.precision),
+                    say=say,
+                    progress=progress,
+                )
+        except UserError as error:
+            problem = error
+        if problem := next(filter(None, self.world.gather(problem)), None):  # the others wait, and end with the first
+            raise problem
         return FeatureStore(folder)
 
     def source(self, store: FeatureStore, with_grid: bool) -> FeatureSource:
         return FeatureSource(store, with_grid=with_grid, device=self.world.device, memory=self.settings.memory)
 
 
-def open_features(config: dict[str, Any], data: Data, settings: CacheSettings, world: World) -> tuple[str | None, Features | None]:
-    """What tells the encoder's frozen weights from others (None: it is trained), and the cache of its features where they are kept."""
+def open_features(config: dict[str, Any], data: Data, settings: CacheSettings, world: World) -> tuple[str | None, Features | Encoder]:
+    """What tells the encoder's frozen weights from others (None: it is trained); and the cache of its features, or the encoder itself
+    where they are not kept."""
     build = partial(make_encoder, config, config["seed"])
-    weights = weights_of(config["encoder"], config["seed"], build)
+    weights, built = weights_of(config["encoder"], config["seed"], build)
     if why_not(config["features"], is_frozen=weights is not None, is_random=data.transform.is_random) or weights is None:
-        return weights, None
+        return weights, built or build()
     return weights, Features(settings, config["encoder"], weights, build, data.transform, data.workers, world)
 
 
@@ -104,11 +112,34 @@ def extract_all(config: dict[str, Any]) -> None:
     """The features of every split, for `captioning extract`."""
     data, settings = make_data(config), make("cache", config["cache"])
     _, features = open_features(config | {"features": "on"}, data, settings, World(find_device(config["device"])))
-    assert features is not None  # "on" refuses what cannot be kept
+    assert isinstance(features, Features)  # "on" refuses what cannot be kept
     there = data.reader()
     for split, records in data.read(*(name for name in there if there[name])).items():
         if records:
             say(f"{split}: {len(records):,} images are in {features.store(records).folder}")
+
+
+def evaluated_run(
+    path: Path, records: Sequence[Record], data: Data, settings: CacheSettings, choice: str, world: World
+) -> tuple[Run, Source]:
+    """A trained run, and what gives it these images: their kept features, or the pictures themselves."""
+    weights = read_env(path)["encoder"]
+    if why_not(choice, is_frozen=weights is not None, is_random=False) or weights is None:
+        return load_run(path, world.device), ImageSource(data.transform)
+
+    def build() -> Encoder:
+        return load_run(path, world.device).model.encoder
+
+    features = Features(settings, read_config(path)["encoder"], weights, build, data.transform, data.workers, world)
+    try:
+        store = features.store(records)
+    except CannotKeep as error:
+        if choice == "on":
+            raise
+        say(f"{error}; the encoder sees every picture instead")
+        return load_run(path, world.device), ImageSource(data.transform)
+    run = load_run(path, world.device, GivenFeatures(store.dims))
+    return run, features.source(store, run.model.decoder.uses_grid)
 
 
 def copy_weights(store: FeatureStore, file: Path) -> None:

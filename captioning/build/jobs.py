@@ -63,8 +63,8 @@ class Training:
         import torch
 
         from captioning.analysis.samples import SamplePictures
-        from captioning.build.features import copy_weights, open_features
-        from captioning.build.objects import make, make_encoder, make_model, make_optimizer
+        from captioning.build.features import Features, copy_weights, open_features
+        from captioning.build.objects import make, make_model, make_optimizer
         from captioning.build.runs import flat, prepare, save_weights
         from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
         from captioning.data.vocabulary import Vocabulary
@@ -83,16 +83,19 @@ class Training:
         splits = data.read("train", "val")
         texts = [caption for record in splits["train"] for caption in record.captions]
         vocabulary = Vocabulary.build(texts, data.min_count)
-        weights, features = open_features(config, data, self.cache, world)
-        stores = {split: features.store(splits[split]) for split in ("train", "val")} if features else {}
-        encoder = GivenFeatures(stores["train"].dims) if stores else make_encoder(config, seed)
+        weights, found = open_features(config, data, self.cache, world)
+        if isinstance(found, Features):
+            stores = {split: found.store(splits[split]) for split in ("train", "val")}
+            encoder, save_encoder = GivenFeatures(stores["train"].dims), partial(copy_weights, stores["train"])
+        else:
+            stores, encoder = {}, found
+            save_encoder = partial(save_weights, encoder) if encoder.is_frozen else None
         model = make_model(config, encoder, vocabulary, seed)
         if config["vectors"] is not None:
-            found = read_vectors(Path(config["vectors"]), vocabulary.words, model.decoder.words.vectors.weight)
-            say(f"vectors: {found} of {len(vocabulary)} words have one")
+            count = read_vectors(Path(config["vectors"]), vocabulary.words, model.decoder.words.vectors.weight)
+            say(f"vectors: {count} of {len(vocabulary)} words have one")
         if world.is_main:
-            save = partial(copy_weights, stores["train"]) if stores else partial(save_weights, encoder) if encoder.is_frozen else None
-            prepare(self.run, config, splits, vocabulary, weights, save)
+            prepare(self.run, config, splits, vocabulary, weights, save_encoder)
             unknown = vocabulary.unknown_rate(caption for record in splits["val"] for caption in record.captions)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             say(f"run {self.run} on {world.device}{f', {world.size} processes' if world.size > 1 else ''}")
@@ -102,8 +105,9 @@ class Training:
         if settings.compile:
             model.encoder.compile()
             model.decoder.compile_parts()
-        pictures = ImageSource(data.transform)
-        sources = {split: features.source(stores[split], model.decoder.uses_grid) if features else pictures for split in ("train", "val")}
+        sources: dict[str, Any] = dict.fromkeys(splits, ImageSource(data.transform))
+        if isinstance(found, Features):
+            sources = {split: found.source(store, model.decoder.uses_grid) for split, store in stores.items()}
         ranks = {"rank": world.rank, "world": world.size}
         captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"], data.captions_together)
         batches = TrainingBatches(captions, data.batch_size, seed=seed, workers=data.workers, **ranks)
@@ -136,15 +140,14 @@ class Training:
 def evaluate(config: DictConfig) -> None:
     """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
     settings = as_dict(config)
-    check(settings, needed=("search",))
+    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show"))
     import torch
 
     from captioning.analysis.samples import captioned_pictures
-    from captioning.build.features import Features, why_not
+    from captioning.build.features import evaluated_run
     from captioning.build.objects import make
-    from captioning.build.runs import load_run, read_config, read_env
-    from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages
-    from captioning.models.encoders import GivenFeatures
+    from captioning.build.runs import read_config
+    from captioning.data.dataset import ReferenceBatches, ReferenceImages
     from captioning.training.console import progress, say
     from captioning.training.distributed import World, find_device
     from captioning.training.evaluate import Evaluator, warning_of_collapse
@@ -157,22 +160,15 @@ def evaluate(config: DictConfig) -> None:
         raise UserError(f"out={settings['out']}: is a file; a folder is needed")
     device, path = find_device(settings["device"]), Path(settings["run"])
     trained = read_config(path)
-    changes = {key: value for key, value in settings["data"].items() if value is not None}
+    changes = {key: value for key, value in (settings.get("data") or {}).items() if value is not None}
     node = trained["data"] | changes
     if "root" in changes and "root" in node["reader"]:
         node["reader"] = node["reader"] | {"root": changes["root"]}
+    kept = trained["cache"] | {key: value for key, value in (settings.get("cache") or {}).items() if value is not None}
+    check({"data": node, "cache": kept})
     data = make("data", node)
     records = data.read(settings["split"])[settings["split"]]
-    weights = read_env(path)["encoder"]
-    if why_not(settings["features"], is_frozen=weights is not None, is_random=False) or weights is None:
-        run, source = load_run(path, device), ImageSource(data.transform)
-    else:
-        kept = make("cache", trained["cache"] | {key: value for key, value in settings["cache"].items() if value is not None})
-        build = lambda: load_run(path, device).model.encoder  # noqa: E731
-        features = Features(kept, trained["encoder"], weights, build, data.transform, data.workers, World(device))
-        store = features.store(records)
-        run = load_run(path, device, GivenFeatures(store.dims))
-        source = features.source(store, run.model.decoder.uses_grid)
+    run, source = evaluated_run(path, records, data, make("cache", kept), settings["features"], World(device))
     images = ReferenceImages(records, run.vocabulary, data.max_length, source)
     evaluator = Evaluator(
         ReferenceBatches(images, data.batch_size, workers=data.workers),

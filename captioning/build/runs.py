@@ -77,9 +77,12 @@ def prepare(
     """
     data = hashlib.sha256(repr([(record.image_id, record.captions) for record in splits["train"]]).encode()).hexdigest()
     if (path / "config.yaml").exists():
-        if read_env(path)["data"] != data:
+        before = read_env(path)
+        if before["data"] != data:
             root = config["data"]["root"]
             raise UserError(f"data.root={root}: {path} was trained with other images or captions: give another run=DIR")
+        if before["encoder"] != weights:
+            raise UserError(f"encoder.weights={config['encoder'].get('weights')}: {path} was trained with others: give another run=DIR")
         return
     try:
         path.mkdir(parents=True, exist_ok=True)

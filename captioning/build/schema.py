@@ -21,15 +21,22 @@ TOP = {  # keys of train.yaml and eval.yaml themselves
     "show": Whole,
 }
 OPTIMIZER = {"lr": Positive, "weight_decay": Number, "momentum": Fraction}  # torch's own hints know no ranges
-TRAINING = ("data", "encoder", "decoder", "search", "loss", "optimizer", "scheduler", "trainer", "logger")  # groups that a run needs
+TRAINING = (  # what a run needs
+    "data", "encoder", "decoder", "search", "loss", "optimizer", "scheduler", "trainer", "logger",
+    "cache", "seed", "device", "features", "run", "vectors",
+)  # fmt: skip
 HYDRA_KEYS = {"_target_", "_partial_"}
 
 
 def check(config: dict[str, Any], needed: tuple[str, ...] = ()) -> None:
     """Refuse a value of the wrong kind or range, or a key the constructor does not have, before anything is read."""
-    for group in needed:
-        if not (isinstance(config.get(group), dict) and "_target_" in config[group]):
-            raise UserError(f"{group}={config.get(group)}: must be one of the choices in configs/{group}/")
+    for name in needed:
+        if name in TOP:
+            if name not in config:
+                raise UserError(f"{name}: must be given, as in {name}=...")
+        elif not (isinstance(config.get(name), dict) and "_target_" in config[name]):
+            allowed = f"one of the choices in configs/{name}/" if name != "cache" else "as in configs/train.yaml"
+            raise UserError(f"{name}={config.get(name)}: must be {allowed}")
     for key in TOP.keys() & config.keys():
         check_value(key, config[key], TOP[key])
     for key, node in config.items():

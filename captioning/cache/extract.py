@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +27,10 @@ from captioning.models.weights import sha256
 
 BATCH = 32
 SAFE_EVERY = 10.0  # seconds: what is written is then made safe, and a killed extraction goes on from there
+
+
+class CannotKeep(UserError):
+    """There is no room for the features, or no leave to write."""
 
 
 def extract(
@@ -58,7 +63,7 @@ def extract(
             with progress("features", len(records), work.done) as advance:
                 work.go_on(advance)
     except OSError as error:
-        raise UserError(f"feature cache {folder}: cannot be written ({error.strerror or error}); features=off does without") from None
+        raise CannotKeep(f"feature cache {folder}: cannot be written ({error.strerror or error}); features=off does without") from None
 
 
 @contextmanager
@@ -91,7 +96,8 @@ class Extraction:
         self.unfinished = folder.with_name(f"{folder.name}{UNFINISHED}")
         self.pictures, self.workers = Pictures(records, ImageSource(transform)), workers
         self.device, self.arithmetic, self.dtype = device, arithmetic, DTYPES[recipe["dtype"]]
-        weights = save_weights(encoder, folder.parents[1] / "encoders", recipe)
+        self.tensors = {name: value.detach().cpu().clone().contiguous() for name, value in encoder.state_dict().items()}
+        self.weights = folder.parents[1] / "encoders" / f"{key_of({name: recipe[name] for name in ('encoder', 'weights')})}.safetensors"
         self.encoder = encoder.eval().fold().to(device)
         shapes = self.encode(self.pictures.__getitems__([0]))
         self.row_bytes = {part: shapes[part].nbytes for part in PARTS}
@@ -99,8 +105,7 @@ class Extraction:
             "recipe": recipe,
             "shapes": {part: list(shapes[part].shape[1:]) for part in PARTS},
             "source": str(records[0].path.parent),
-            "encoder": weights.name,
-            "encoder_sha256": sha256(weights),
+            "encoder": self.weights.name,
             "images": [record.image_id for record in records],
         }
         self.done = self.extracted_before()
@@ -119,6 +124,8 @@ class Extraction:
         """(B, 3, h, w) -> the parts as they are stored."""
         with self.arithmetic():
             features: ImageFeatures = self.encoder(images.to(self.device, non_blocking=True))
+        if not all(value.isfinite().all() for value in features):
+            raise UserError(f"cache.precision={self.recipe['precision']}: the encoder gives numbers that are not finite")
         parts = {part: value.to(self.dtype).cpu().contiguous() for part, value in features._asdict().items()}
         if not all(value.isfinite().all() for value in parts.values()):
             raise UserError(f"cache.dtype={self.recipe['dtype']}: a feature does not fit it; cache.dtype=fp32 keeps all of them")
@@ -126,7 +133,8 @@ class Extraction:
 
     def announce(self, say: Callable[[str], None]) -> None:
         """The size, before anything is written. Raises UserError where it is more than the disk has."""
-        size, left = len(self.records) * sum(self.row_bytes.values()), len(self.records) - self.done
+        images, weights = sum(self.row_bytes.values()), sum(value.nbytes for value in self.tensors.values())
+        size, left = len(self.records) * images + weights, (len(self.records) - self.done) * images + weights
         free = shutil.disk_usage(self.folder.parent).free
         say(
             f"extracting the features of {len(self.records):,} images, once, into {self.folder}: {in_words(size)}, "
@@ -134,8 +142,8 @@ class Extraction:
         )
         if self.done:
             say(f"{self.done:,} of them were extracted before")
-        if left * sum(self.row_bytes.values()) > free:
-            raise UserError(
+        if left > free:
+            raise CannotKeep(
                 f"cache.dir={self.folder.parents[1]}: the features take {in_words(size)}, only {in_words(free)} are free there; "
                 "give another cache.dir=DIR, or features=off"
             )
@@ -143,7 +151,8 @@ class Extraction:
     def go_on(self, advance: Callable[[int], None]) -> None:
         """Write what is missing, in the images' order; batches are cut at the same places however often this is killed."""
         self.unfinished.mkdir(exist_ok=True)
-        (self.unfinished / "index.json").write_text(json.dumps(self.index))
+        save_weights(self.tensors, self.weights)
+        (self.unfinished / "index.json").write_text(json.dumps(self.index | {"encoder_sha256": sha256(self.weights)}))
         total, safe_at = len(self.records), time.monotonic()
         batches = [list(range(start, min(start + BATCH, total))) for start in range(self.done, total, BATCH)]
         with ExitStack() as stack:
@@ -163,6 +172,8 @@ class Extraction:
                     safe_at = time.monotonic()
         (self.unfinished / "done").unlink()
         os.rename(self.unfinished, self.folder)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what is free there decides on where features are held
 
 
 class Pictures:
@@ -175,12 +186,18 @@ class Pictures:
         return self.source.load([self.records[row] for row in rows], None)
 
 
-def save_weights(encoder: Encoder, folder: Path, recipe: dict[str, Any]) -> Path:
-    """The encoder's weights beside the features: a run that finds these takes its copy from there, and builds no encoder."""
-    file = folder / f"{key_of({name: recipe[name] for name in ('encoder', 'weights')})}.safetensors"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        new = file.with_name(f"{file.name}.{os.getpid()}")
-        save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, new)
+def save_weights(tensors: dict[str, Tensor], file: Path) -> None:
+    """The encoder's weights beside the features: a run that finds these takes its copy from there, and builds no encoder. Written
+    anew whether they are there or not: the same bytes, unless those were damaged."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        save_file(tensors, new)
+        new.chmod(0o644)  # safetensors lets nobody else read it
+        with open(new, "rb") as content:
+            os.fsync(content.fileno())
         new.rename(file)
-    return file
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+    finally:
+        new.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from captioning.cache.key import FORMAT, key_of
@@ -77,9 +78,9 @@ class Entry(NamedTuple):
 def entries(root: Path) -> list[Entry]:
     found = []
     for folder in sorted((root / "features").glob("*/")):
-        size = sum(file.stat().st_size for file in folder.iterdir())
-        key = folder.name.removesuffix(UNFINISHED)
+        key, size = folder.name.removesuffix(UNFINISHED), 0
         try:
+            size = sum(file.stat().st_size for file in folder.iterdir())
             index = json.loads((folder / "index.json").read_text())
             encoder, images = index["recipe"]["encoder"], len(index["images"])
             what = f"{' '.join(str(value) for value in encoder.values())}, {index['recipe']['dtype']}, images of {index['source']}"
@@ -98,14 +99,16 @@ def remove(root: Path, keys: Sequence[str]) -> int:
     for key in keys:
         if key not in {entry.key for entry in known}:
             raise UserError(f"captioning cache remove {key}: no such features in {root}; `captioning cache list` shows what there is")
-    freed = 0
-    for entry in known:
-        if entry.key in keys:
-            freed += entry.bytes
-            for folder in (root / "features").glob(f"{entry.key}*"):
-                shutil.rmtree(folder) if folder.is_dir() else folder.unlink()
+    freed = sum(entry.bytes for entry in known if entry.key in keys)
+    for key in keys:
+        try:
+            with FileLock(root / "features" / f"{key}.lock", timeout=0):
+                for folder in (root / "features").glob(f"{key}*/"):
+                    shutil.rmtree(folder)
+        except Timeout:
+            raise UserError(f"captioning cache remove {key}: a process is extracting it; remove it when that has ended") from None
     needed = {entry.index.get("encoder") for entry in known if entry.key not in keys}
-    for file in (root / "encoders").glob("*"):
+    for file in (root / "encoders").glob("*.safetensors"):
         if file.name not in needed:
             freed += file.stat().st_size
             file.unlink()

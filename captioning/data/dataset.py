@@ -77,7 +77,7 @@ class TrainingCaptions(Dataset):
     """
 
     def __init__(self, records: Sequence[Record], vocabulary: Vocabulary, max_length: int, source: Source, together: int = 1):
-        self.source, self.together = source, together
+        self.source = source
         self.items = [
             (record, [vocabulary.encode(text, max_length) for text in record.captions[start : start + together]])
             for record in records
@@ -94,7 +94,8 @@ class TrainingBatches:
     """The batches of an epoch from any position on: what a resumed run asks for."""
 
     def __init__(self, captions: TrainingCaptions, batch_size: int, *, seed: int, workers: int, rank: int = 0, world: int = 1):
-        self.captions, self.batch_size, self.workers = captions, max(1, batch_size // captions.together), workers  # of items
+        each = sum(len(texts) for _, texts in captions.items) / len(captions.items)
+        self.captions, self.batch_size, self.workers = captions, max(1, int(batch_size / each)), workers  # of items
         self.seed, self.rank, self.world = seed, rank, world
 
     def order(self, epoch: int) -> list[list[int]]:
@@ -102,11 +103,11 @@ class TrainingBatches:
 
     def padding(self) -> float:
         """The share of the first epoch's tokens that are <pad>: time spent on nothing."""
-        items, together = self.captions.items, self.captions.together
+        items = self.captions.items
         batches = [[list(map(len, items[index][1])) for index in batch] for batch in self.order(0)]
         words = sum(sum(map(sum, batch)) for batch in batches)
-        places = sum(max(map(max, batch)) * len(batch) * together for batch in batches)
-        return 1 - words / places
+        places = sum(max(map(max, batch)) * len(batch) * max(map(len, batch)) for batch in batches)
+        return 1 - words / max(1, places)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         keys = [[(self.seed, epoch, index) for index in batch] for batch in self.order(epoch)[start:]]

@@ -29,6 +29,10 @@ class Data:
     min_count: Count = 5
     max_length: Count = 40
 
+    def __post_init__(self) -> None:
+        if self.captions_together > self.batch_size:
+            raise ValueError(f"captions_together={self.captions_together} is more than batch_size={self.batch_size}")
+
     def read(self, *needed: str) -> Splits:
         """The splits; the images of the `needed` ones must exist and be captioned. Raises UserError naming the first that does not."""
         splits = self.reader()

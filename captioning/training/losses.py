@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from captioning.kinds import Fraction, Number
 from captioning.models.decoders.additive import rows_at_once
@@ -68,6 +69,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, scale: Tensor):
         (gradient,) = ctx.saved_tensors
         return gradient.mul_(scale).to(ctx.dtype), None, None

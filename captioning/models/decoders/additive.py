@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 NUMBERS_AT_ONCE = 2**18  # in float32 they fit a processor's cache
 
@@ -37,6 +38,7 @@ class AdditiveScores(torch.autograd.Function):
             return torch.cat([table @ weights.float() for _, table in tables(queries, keys)])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient: Tensor):
         queries, keys, weights = ctx.saved_tensors
         if not ctx.total:
@@ -60,6 +62,7 @@ class End(torch.autograd.Function):
         return keys.new_empty(0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, _):
         return ctx.total.pop().to(ctx.dtype), None
 
