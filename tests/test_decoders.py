@@ -1,5 +1,7 @@
 """Laws of every decoder."""
 
+import functools
+
 import pytest
 import torch
 from conftest import DECODERS, DIMS, VOCABULARY, features, opinionated
@@ -151,6 +153,26 @@ def test_captions_of_an_image_side_by_side_are_as_if_each_had_its_own(decoder):
     torch.testing.assert_close(together.logits, apart.logits)
     if decoder.attends:
         torch.testing.assert_close(together.attention, apart.attention)
+
+
+def test_a_compiled_loop_has_few_graphs_whatever_the_lengths_and_batches(attending, monkeypatch):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counting))
+    torch._dynamo.reset()
+    plain = attending(features(3), TOKENS).logits
+    attending.compile_parts()
+    torch.testing.assert_close(attending(features(3), TOKENS).logits, plain)
+    for images, length in ((8, 6), (8, 9), (5, 4), (7, 8)):
+        attending(features(images), torch.ones(images, length, dtype=torch.long)).logits.sum().backward()
+    with torch.inference_mode():
+        for images in (8, 3):
+            Beam(3, max_length=6)(attending.step, attending.init_state(features(images)))
+    assert len(graphs) <= 4  # the first step and the others, in training and in search
 
 
 assert DIMS.grid != DIMS.pooled  # else a decoder that took the wrong one would pass

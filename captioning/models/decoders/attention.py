@@ -95,7 +95,7 @@ class AttendingDecoder(Decoder):
         return DecoderOutput(self.words.logits(answer), torch.stack(attention, 1))
 
     def compile_parts(self) -> None:
-        self.advance, self.is_compiled = torch.compile(self.advance), True
+        self.advance, self.is_compiled = torch.compile(self.advance, dynamic=True), True
 
 
 class SoftAttentionDecoder(AttendingDecoder):

@@ -52,7 +52,7 @@ class Decoder(nn.Module):
 
     def compile_parts(self) -> None:
         """torch.compile what runs once a word: all of `forward` would make one graph for every length of caption."""
-        self.step = torch.compile(self.step)
+        self.step = torch.compile(self.step, dynamic=True)
 
 
 def attention_of(state: State) -> Tensor | None:
