@@ -250,7 +250,7 @@ def test_padding_is_what_the_batches_hold_of_it(drawings, together):
 @pytest.mark.parametrize("stop", [1, None])
 def test_reading_ahead_gives_all_batches_hands_over_errors_and_can_be_left(stop):
     class Items:
-        source = SimpleNamespace(in_process=True)
+        source = SimpleNamespace(reading="ahead")
 
         def __getitems__(self, keys):
             if keys == [7]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +21,6 @@ class FeatureSource:
     memory: the share of the free memory (of the GPU, or else of the machine) that the features may take.
     """
 
-    in_process = True
-
     def __init__(self, store: FeatureStore, *, with_grid: bool, device: torch.device, memory: float):
         self.store, self.device = store, device
         self.parts = ("grid", "pooled") if with_grid else ("pooled",)
@@ -29,6 +28,7 @@ class FeatureSource:
         self.is_held = size <= memory * free_memory(device)
         place = f"in the memory of {device}" if device.type == "cuda" else "in memory"
         self.about = f"features held {place}" if self.is_held else "features read from disk"
+        self.reading: Literal["workers", "ahead", "inline"] = "inline" if self.is_held else "ahead"
         kind = Held if self.is_held else Streamed
         self.readers = {part: kind(store, part, device) for part in self.parts}
 

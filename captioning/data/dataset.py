@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class References(NamedTuple):
 class Source(Protocol):
     """Gives the encoder's input of these records. `positions` is set in training: augmentation is a function of it."""
 
-    in_process: bool  # reading is so cheap that worker processes would only slow it down
+    reading: Literal["workers", "ahead", "inline"]  # in worker processes; by a thread, while a batch is used; or when it is needed
     about: str  # where what it gives comes from
 
     def load(self, records: Sequence[Record], positions: Sequence[tuple] | None) -> Any: ...
@@ -45,7 +45,8 @@ class Source(Protocol):
 class ImageSource:
     """Pictures, read and transformed when they are needed."""
 
-    in_process, about = False, "the encoder sees every picture in every epoch"
+    reading: Literal["workers", "ahead", "inline"] = "workers"
+    about = "the encoder sees every picture in every epoch"
 
     def __init__(self, transform: Transform):
         self.transform = transform
@@ -154,8 +155,8 @@ class Careful(Dataset):
 
 def loader(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
     """One batch for each list of keys."""
-    if items.source.in_process:
-        yield from ahead(items, keys)
+    if items.source.reading != "workers":
+        yield from ahead(items, keys) if items.source.reading == "ahead" else map(items.__getitems__, keys)
         return
     batches = DataLoader(
         Careful(items),
@@ -171,7 +172,8 @@ def loader(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
 
 
 def ahead(items: Any, keys: Sequence[Sequence]) -> Iterator[Any]:
-    """The same in this process: while a batch is used, a thread reads those after it."""
+    """While a batch is used, a thread reads those after it. Not for what is gathered in memory: that would start a second team of
+    OpenMP's threads, and the two would fight for the cores; a training step then takes twice as long."""
     with ThreadPoolExecutor(1) as reader:
         waiting: deque[Future] = deque()
         for key in keys:
