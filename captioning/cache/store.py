@@ -83,7 +83,8 @@ def entries(root: Path) -> list[Entry]:
             size = sum(file.stat().st_size for file in folder.iterdir())
             index = json.loads((folder / "index.json").read_text())
             encoder, images = index["recipe"]["encoder"], len(index["images"])
-            what = f"{' '.join(str(value) for value in encoder.values())}, {index['recipe']['dtype']}, images of {index['source']}"
+            settings = " ".join(str(value) for name, value in encoder.items() if name != "_target_")
+            what = f"{settings}, {index['recipe']['dtype']}, images of {index['source']}"
             state = "unfinished" if folder.name != key else "whole"
             if state == "whole":
                 FeatureStore(folder)
