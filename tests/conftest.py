@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from captioning.models.decoders.adaptive import AdaptiveAttentionDecoder
 from captioning.models.decoders.attention import SoftAttentionDecoder
@@ -116,6 +117,13 @@ def finished(drawings, tmp_path_factory) -> Path:
     ]
     Training(as_dict(composed("train", overrides))).start()
     return run
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 9, 0, 0)).save(folder / name, format="JPEG")
+    return folder
 
 
 def flickr8k_root() -> Path:
