@@ -33,4 +33,4 @@ def test_from_a_few_photographs_something_is_learned_and_not_all_are_described_a
     assert evaluation.metrics["bleu1"] > 0.45 and evaluation.metrics["cider"] > 0.08
     # 200 steps: an LSTM that is told of the image once still says the same of every other picture, attention does not
     assert evaluation.metrics["most_common_share"] < (0.8 if decoder == "lstm" else 0.4)
-    assert evaluation.metrics["distinct_captions"] > (5 if decoder == "lstm" else 20)
+    assert evaluation.metrics["distinct_captions"] > (2 if decoder == "lstm" else 20)
