@@ -114,7 +114,7 @@ def test_a_truncated_damaged_or_foreign_store_is_refused_with_the_reason(drawn, 
     folder = drawn.run()
     FeatureStore(folder)
     damage(folder)
-    with pytest.raises(UserError, match=f"{reason}.*cache remove {folder.name}"):
+    with pytest.raises(UserError, match=f"{reason}.*cache remove {folder.name} --dir {folder.parents[1]}`"):
         FeatureStore(folder)
 
 

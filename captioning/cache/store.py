@@ -59,9 +59,8 @@ class FeatureStore:
 
 
 def refused(folder: Path, reason: str) -> UserError:
-    return UserError(
-        f"feature cache {folder}: {reason}; `captioning cache remove {folder.name}` has it made again, features=off does without"
-    )
+    advice = f"`captioning cache remove {folder.name} --dir {folder.parents[1]}` has it made again, features=off does without"
+    return UserError(f"feature cache {folder}: {reason}; {advice}")
 
 
 class Entry(NamedTuple):

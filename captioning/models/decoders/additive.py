@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from captioning.models.decoders.later import End
+
 NUMBERS_AT_ONCE = 2**18  # in float32 they fit a processor's cache
 
 
@@ -22,7 +24,8 @@ class Scores:
     def __call__(self, queries: Tensor, keys: Tensor) -> Tensor:
         """(B, K, A) and (B, N, A) -> (B, K, N) in float32."""
         if self.end is None:
-            self.end = End.apply(keys, self.total)
+            total, dtype = self.total, keys.dtype  # not self, which holds the end: a circle that would never be freed
+            self.end = End.apply(lambda: (total.pop().to(dtype),), keys)
         return AdditiveScores.apply(queries, keys.detach(), self.weights, self.end, self.total)
 
 
@@ -51,20 +54,6 @@ class AdditiveScores(torch.autograd.Function):
             to_queries[part] = pulled.sum(dim=2)
             to_keys[part] += pulled.sum(dim=1) if pulled.shape[1] > 1 else pulled[:, 0]
         return to_queries, None, to_weights.to(weights.dtype), gradient.new_empty(0), None
-
-
-class End(torch.autograd.Function):
-    """Stands before the first step, so that its backward comes after the last: an empty tensor on which every step depends."""
-
-    @staticmethod
-    def forward(ctx, keys: Tensor, total: list[Tensor]) -> Tensor:
-        ctx.total, ctx.dtype = total, keys.dtype
-        return keys.new_empty(0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, _):
-        return ctx.total.pop().to(ctx.dtype), None
 
 
 def tables(queries: Tensor, keys: Tensor):

@@ -23,7 +23,14 @@ def later(linear: nn.Linear) -> Map:
     kind = weight.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
     cast, bias = weight.detach().to(dtype), None if linear.bias is None else linear.bias.detach().to(dtype)
-    end = End.apply(weight, linear.bias, steps)
+
+    def gathered() -> tuple[Tensor, Tensor | None]:
+        gradient, x = (torch.cat(parts) for parts in zip(*steps))
+        steps.clear()
+        to_bias = gradient.sum(dim=0, dtype=weight.dtype) if bias is not None else None
+        return (gradient.t() @ x).to(weight.dtype), to_bias
+
+    end = End.apply(gathered, weight, linear.bias)
     return lambda x: Product.apply(x.to(dtype), cast, bias, end, steps)
 
 
@@ -45,17 +52,17 @@ class Product(torch.autograd.Function):
 
 
 class End(torch.autograd.Function):
-    """Stands before the first step, so that its backward comes after the last: an empty tensor which every step depends on."""
+    """Stands before the first step, so that its backward comes after the last: an empty tensor on which every step depends.
+
+    gathered: gives the gradients of the tensors, one of which may be None, once all steps have put theirs aside.
+    """
 
     @staticmethod
-    def forward(ctx, weight: Tensor, bias: Tensor | None, steps: list) -> Tensor:
-        ctx.steps, ctx.has_bias, ctx.dtype = steps, bias is not None, weight.dtype
-        return weight.new_empty(0)
+    def forward(ctx, gathered: Callable[[], tuple[Tensor | None, ...]], first: Tensor, *others: Tensor | None) -> Tensor:
+        ctx.gathered = gathered
+        return first.new_empty(0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, _):
-        gradient, x = (torch.cat(parts) for parts in zip(*ctx.steps))
-        ctx.steps.clear()
-        bias = gradient.sum(dim=0, dtype=ctx.dtype) if ctx.has_bias else None
-        return (gradient.t() @ x).to(ctx.dtype), bias, None
+        return None, *ctx.gathered()
