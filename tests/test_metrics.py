@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import sacrebleu
 from conftest import ROOT
@@ -15,6 +16,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from captioning.metrics.bleu import Statistics, bleu
+from captioning.metrics.results import Result, metrics_of
 from captioning.metrics.rouge import longest_common, rows_of
 from captioning.metrics.score import References, describe, score
 from captioning.metrics.tokenizer import tokenize
@@ -92,7 +94,9 @@ def test_captions_are_scored_alone_in_any_order_and_any_number_an_image_as_among
         assert metric.each(some).tolist() == metric.each(every)[images].tolist()
     statistics = Statistics(*(its[images] for its in prepared.bleu.each(every)))
     alone = score([hypotheses[image] for image in images], [references[image] for image in images])
-    assert bleu(prepared.bleu.each(some)) == bleu(statistics) == {name: alone[name] for name in bleu(statistics)}
+    once = np.ones((1, len(images)), dtype=np.int64)
+    drawn = [bleu(its.sums(once)) for its in (prepared.bleu.each(some), statistics)]
+    assert drawn[0] == drawn[1] == {name: alone[name] for name in drawn[0]}
     assert alone["bleu2"] > 0
 
 
@@ -129,6 +133,45 @@ def test_scores_are_the_same_to_the_last_bit_in_every_process():
         [sys.executable, "-c", SCORE], cwd=ROOT, env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
     )
     assert len({run(seed).stdout for seed in "123"}) == 1
+
+
+def test_a_drawing_of_images_scores_as_their_captions_do():
+    hypotheses, references = corpus()
+    draws = np.random.default_rng(0).integers(len(references), size=(5, len(references)))
+    prepared = References(references)
+    columns = prepared.columns(hypotheses)
+    times = np.stack([np.bincount(row, minlength=len(references)) for row in draws])
+    found = metrics_of(columns, times)
+    for row, images in enumerate(draws):
+        bleus = score([hypotheses[i] for i in images], [references[i] for i in images])
+        assert {name: found[name][row] for name in bleus if "bleu" in name} == pytest.approx(
+            {n: v for n, v in bleus.items() if "bleu" in n}
+        )
+        assert found["rouge_l"][row] == pytest.approx(bleus["rouge_l"])
+        assert found["cider"][row] == pytest.approx(
+            prepared.cider.each(prepared.compare(hypotheses, range(len(references))))[images].mean()
+        )
+
+
+def test_a_result_read_again_gives_the_same_metrics_to_the_last_bit(tmp_path):
+    hypotheses, references = corpus()
+    result = References(references).result(hypotheses, [f"{i}.jpg" for i in range(len(references))])
+    result.save(tmp_path / "scores.json")
+    again = Result.load(tmp_path / "scores.json")
+    assert again.metrics == result.metrics == score(hypotheses, references)
+    assert again.image_ids == result.image_ids and again.signatures == result.signatures
+
+
+def test_signatures_tell_other_references_apart_and_not_another_order_or_naming():
+    hypotheses, references = corpus()
+    signed = lambda texts, names: References(texts).result(hypotheses[: len(texts)], names).signatures  # noqa: E731
+    first = signed(references, list(map(str, range(len(references)))))
+    assert first["bleu4"].startswith("bleu4|tok:ptb-py-1|case:lc|refs:1-5|images:72|data:") and first["bleu4"].endswith(
+        "|impl:captioning-0.1"
+    )
+    assert signed([its[::-1] for its in references[::-1]], ["x"] * len(references)) == first
+    assert signed([[*references[0], "one more"], *references[1:]], ["x"] * len(references)) != first
+    assert "|df:corpus|" in first["cider"]
 
 
 def test_captions_and_references_that_do_not_fit_are_refused():

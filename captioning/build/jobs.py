@@ -1,6 +1,5 @@
 """What train.py and eval.py do."""
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -143,6 +142,7 @@ def evaluate(config: DictConfig) -> None:
     check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show"))
     import torch
 
+    from captioning.analysis import results
     from captioning.analysis.samples import captioned_pictures
     from captioning.build.features import evaluated_run
     from captioning.build.objects import make
@@ -181,12 +181,7 @@ def evaluate(config: DictConfig) -> None:
         evaluation = evaluator(run.model, advance)
     folder = Path(settings["out"] or run.path)
     about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(evaluation.metrics | about, indent=1) + "\n")
-        (folder / "captions.json").write_text(json.dumps(evaluation.captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
+    results.write(folder, evaluation, evaluator.references, about)
     if settings["show"]:
         with torch.inference_mode():
             page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from captioning.metrics.bleu import Bleu, bleu
+from captioning.metrics.bleu import Bleu
 from captioning.metrics.cider import Cider
-from captioning.metrics.ngrams import Captions, Compared, Lexicon, Table
+from captioning.metrics.ngrams import LONGEST, Captions, Compared, Lexicon, Table
+from captioning.metrics.results import Columns, Result, about, metrics_of, signatures_of
 from captioning.metrics.rouge import RougeL
 from captioning.metrics.tokenizer import tokenize
 
@@ -25,7 +26,7 @@ class References:
         if not all(texts):
             raise ValueError(f"no reference for image {[len(its) for its in texts].index(0)} (the first is 0)")
         words = [tokenize(text) for its in texts for text in its]
-        self.images, self.lexicon = len(texts), Lexicon(words)
+        self.images, self.lexicon, self.about = len(texts), Lexicon(words), about(texts)
         references = self.read(words, np.repeat(np.arange(len(texts)), [len(its) for its in texts]))
         self.tables = [Table(grams, references.image) for grams in references.grams]
         self.bleu, self.rouge_l, self.cider = Bleu(references), RougeL(references), Cider(references)
@@ -38,16 +39,26 @@ class References:
         captions = self.read([tokenize(text) for text in texts], np.array(images, dtype=np.int64))
         return Compared(captions, [table.shared(grams, captions.image) for table, grams in zip(self.tables, captions.grams)])
 
-    def score(self, hypotheses: Sequence[str]) -> dict[str, float]:
-        """bleu1..bleu4, rouge_l and cider, as fractions of 1 (CIDEr may exceed it).
+    def columns(self, hypotheses: Sequence[str]) -> Columns:
+        """What each image contributes to the metrics.
 
         hypotheses: one raw string an image, in the order of the references; ValueError when there are more or fewer.
         """
         if len(hypotheses) != self.images:
             raise ValueError(f"{len(hypotheses)} captions for {self.images} images: one each")
         compared = self.compare(hypotheses, range(self.images))
-        means = {"rouge_l": self.rouge_l.each(compared), "cider": self.cider.each(compared)}
-        return bleu(self.bleu.each(compared)) | {name: float(its.sum()) / max(1, len(its)) for name, its in means.items()}
+        matches, length, reference_length = self.bleu.each(compared)
+        counts = {f"matches{n + 1}": matches[:, n] for n in range(LONGEST)} | {"length": length, "reference_length": reference_length}
+        return counts | {"rouge_l": self.rouge_l.each(compared), "cider": self.cider.each(compared)}
+
+    def score(self, hypotheses: Sequence[str]) -> dict[str, float]:
+        """bleu1..bleu4, rouge_l and cider, as fractions of 1 (CIDEr may exceed it)."""
+        return self.result(hypotheses, [""] * len(hypotheses)).metrics
+
+    def result(self, hypotheses: Sequence[str], image_ids: Sequence[str]) -> Result:
+        """The metrics, each image's part in them, and their signatures."""
+        columns = self.columns(hypotheses)
+        return Result(list(image_ids), columns, signatures_of(metrics_of(columns, np.ones((1, self.images))), self.about))
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import re
 
+VERSION = "ptb-py-1"  # in a metric's signature
 DROPPED = frozenset(["''", '"', "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 BRACKETS = {
     "(": "-lrb-",

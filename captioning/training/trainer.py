@@ -26,6 +26,7 @@ from captioning.training.console import progress, say
 from captioning.training.distributed import World
 from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
 from captioning.training.logger import Logger
+from captioning.training.memory import peak_memory
 from captioning.training.scheduled_sampling import with_own_words
 from captioning.training.schedules import Schedule
 from captioning.training.settings import Progress, Settings, autocast
@@ -149,14 +150,17 @@ class Trainer:
                         | {f"train/lr_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)},
                     )
                     advance(0, f"loss {mean:.3f}")
-                    at.seconds, began = at.seconds + now - began, now
+                    at.loss, at.seconds, began = mean, at.seconds + now - began, now
                     (losses, spoken), steps = torch.zeros(2, device=self.world.device), 0
                 advance(1)
                 if settings.max_steps and at.step >= settings.max_steps:
-                    return
+                    break
                 if settings.checkpoint_every and at.step % settings.checkpoint_every == 0:
                     self.save()
-        at.epoch, at.batch = at.epoch + 1, 0
+            else:
+                at.epoch, at.batch = at.epoch + 1, 0
+        at.seconds += time.monotonic() - began
+        at.peak_memory = max(at.peak_memory, peak_memory(self.world.device))
 
     def train_step(self, group: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
         """One optimizer step on these batches -> the mean loss a word, the words, the gradient's norm; over all ranks."""
@@ -205,6 +209,8 @@ class Trainer:
                 evaluation = self.evaluator(self.model, advance)
             value = evaluation.metrics[settings.monitor]
             at.metrics = evaluation.metrics
+            about = {"epoch": at.epoch, "step": at.step, "seconds": round(at.seconds, 1), "train_loss": at.loss}
+            at.history.append(about | at.metrics)
             improved = at.best is None or (value < at.best if settings.monitor == "loss" else value > at.best)
             at.best, at.waited = (value, 0) if improved else (at.best, at.waited + 1)
             if improved and self.world.is_main:
