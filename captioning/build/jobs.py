@@ -139,7 +139,7 @@ class Training:
 def evaluate(config: DictConfig) -> None:
     """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
     settings = as_dict(config)
-    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show"))
+    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show", "java"))
     import torch
 
     from captioning.analysis import results
@@ -150,7 +150,7 @@ def evaluate(config: DictConfig) -> None:
     from captioning.data.dataset import ReferenceBatches, ReferenceImages
     from captioning.training.console import progress, say
     from captioning.training.distributed import World, find_device
-    from captioning.training.evaluate import Evaluator, warning_of_collapse
+    from captioning.training.evaluate import Evaluator, warning_of_collapse, with_more
     from captioning.training.memory import keep_freed_memory
     from captioning.training.settings import autocast
 
@@ -179,6 +179,7 @@ def evaluate(config: DictConfig) -> None:
     )
     with progress(f"captioning {settings['split']}", len(records)) as advance:
         evaluation = evaluator(run.model, advance)
+    evaluation, notes = with_more(evaluation, evaluator.prepared, data.read("train")["train"], settings["java"])
     folder = Path(settings["out"] or run.path)
     about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
     results.write(folder, evaluation, evaluator.references, about)
@@ -191,5 +192,7 @@ def evaluate(config: DictConfig) -> None:
     for name, value in evaluation.metrics.items():
         say(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
     say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
+    for note in notes:
+        say(f"note: {note}")
     if warning := warning_of_collapse(evaluation.metrics):
         say(f"warning: {warning}")

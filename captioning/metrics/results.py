@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,10 +10,12 @@ import numpy as np
 
 import captioning
 from captioning.metrics.bleu import Statistics, bleu
+from captioning.metrics.meteor import PARTS, meteor
 from captioning.metrics.ngrams import LONGEST
 from captioning.metrics.tokenizer import VERSION
 
-MEANS = ("rouge_l", "cider")  # metrics that are means over images
+MEANS = ("rouge_l", "cider", "spice")  # metrics that are means over images
+JARS = {"meteor": "meteor-1.5", "spice": "spice-1.0"}  # whose implementation is not ours
 
 Columns = dict[str, np.ndarray]
 """A number for each of C images, (C,): its part in the sums that the metrics are made of."""
@@ -24,7 +26,9 @@ def metrics_of(columns: Columns, times: np.ndarray) -> dict[str, np.ndarray]:
     matches = np.stack([columns[f"matches{n + 1}"] for n in range(LONGEST)], axis=1)
     metrics = bleu(Statistics(matches, columns["length"], columns["reference_length"]).sums(times))
     images = np.maximum(1, times.sum(axis=1))
-    metrics |= {name: times @ columns[name] / images for name in MEANS}
+    metrics |= {name: times @ columns[name] / images for name in MEANS if name in columns}
+    if PARTS[0] in columns:
+        metrics["meteor"] = meteor(tuple(times @ columns[part] for part in PARTS))
     if "loss" in columns:
         loss = (times @ columns["loss"]) / np.maximum(1, times @ columns["words"])
         metrics |= {"loss": loss, "perplexity": np.exp(loss)}
@@ -43,6 +47,12 @@ class Result(NamedTuple):
         """Over all images."""
         every = np.ones((1, len(self.image_ids)), dtype=np.int64)
         return {name: float(value[0]) for name, value in metrics_of(self.columns, every).items()}
+
+    def extended(self, columns: Columns, references: str) -> "Result":
+        """With columns of more metrics. references: what the signatures say of them, from `about`."""
+        every = self.columns | columns
+        new = Result(self.image_ids, every, {}).metrics.keys() - self.signatures.keys()
+        return Result(self.image_ids, every, self.signatures | signatures_of(sorted(new), references))
 
     def save(self, path: Path) -> None:
         columns = {name: column.tolist() for name, column in self.columns.items()}
@@ -71,13 +81,14 @@ def about(references: Sequence[Sequence[str]]) -> str:
     return f"refs:{refs}|images:{len(counts)}|data:{digest[:8]}"
 
 
-def signatures_of(metrics: Mapping[str, object], references: str, frequencies: str = "corpus") -> dict[str, str]:
+def signatures_of(metrics: Iterable[str], references: str, frequencies: str = "corpus") -> dict[str, str]:
     """`bleu4|tok:ptb-py-1|case:lc|refs:5|images:1000|data:5f0c1a9b|impl:captioning-0.1`: equal where values may be compared.
 
     references: from `about`. frequencies: where CIDEr's document frequencies come from.
     """
     extra = {"cider": f"|df:{frequencies}"}
-    return {name: f"{name}|tok:{VERSION}|case:lc|{references}{extra.get(name, '')}|impl:{implementation()}" for name in metrics}
+    own = implementation()
+    return {name: f"{name}|tok:{VERSION}|case:lc|{references}{extra.get(name, '')}|impl:{JARS.get(name, own)}" for name in metrics}
 
 
 def implementation() -> str:

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from captioning.data.dataset import ReferenceBatches
+from captioning.data.records import Record
 from captioning.data.vocabulary import Vocabulary
+from captioning.metrics.diversity import describe, diversity, novelty
+from captioning.metrics.java import java_columns
 from captioning.metrics.results import Result, implementation
-from captioning.metrics.score import References, describe
+from captioning.metrics.score import References
 from captioning.models.caption_model import CaptionModel
 from captioning.models.features import ImageFeatures, Inputs
 from captioning.search import Search
@@ -84,14 +87,27 @@ class Evaluator:
         return Evaluation(result.metrics | said, captions, candidates, result)
 
 
+def with_more(evaluation: Evaluation, prepared: "Prepared", training: Sequence[Record], with_java: bool) -> tuple[Evaluation, list[str]]:
+    """What is looked at once, not after every epoch: novelty, diversity of candidates, METEOR and SPICE; and why some are left out."""
+    captions = [evaluation.captions[name] for name in prepared.names]
+    more = diversity([evaluation.candidates[name] for name in prepared.names], prepared.references)
+    if training:
+        more["novelty"] = novelty(captions, (text for record in training for text in record.captions))
+    columns, notes = java_columns(captions, prepared.texts) if with_java else ({}, [])
+    result = evaluation.result.extended(columns, prepared.references.about)
+    return evaluation._replace(metrics=evaluation.metrics | result.metrics | more, result=result), notes
+
+
 class Prepared(NamedTuple):
     names: list[str]  # image ids, in the order of the references
+    texts: list[Sequence[str]]
     references: References
 
 
 def prepare(references: Mapping[str, Sequence[str]]) -> Prepared:
     names = sorted(references)
-    return Prepared(names, References([references[name] for name in names]))
+    texts = [references[name] for name in names]
+    return Prepared(names, texts, References(texts))
 
 
 def grade(captions: Mapping[str, str], prepared: Prepared) -> tuple[Result, dict[str, float]]:
