@@ -33,12 +33,16 @@ HYPHENATED = r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-
 FIRMS = "[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"  # AT&T; "at&t" is three
 NUMBER = rf"[-+]?(?:{DIGIT}++(?:[.:,\xad\u066b]{DIGIT}++)*+|(?:[.:,\xad\u066b]{DIGIT}++)++)"
 NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"  # in a tag
-TAG = rf"""<(?:[!?][A-Za-z\-][^>\r\n]*|{NAME}(?:[ ]+{NAME}(?:[ ]*=[ ]*(?:'[^']*'|"[^"]*"))?)*[ ]*/?|/{NAME})[ ]*>"""
+TAG = rf"""<(?:[!?][A-Za-z\-][^>\r\n]*|{NAME}(?:[ ]+{NAME}(?:[ ]*=[ ]*(?:'[^']*'|"[^"]*"))?)*[ ]*+/?|/{NAME})[ ]*+>"""
 HOST = r'(?i:www)\.(?:[^ \t\n\f\r"<>|.!?(){},]+\.)+[a-zA-Z]{2,4}'
-DOT_COM = r"""(?:[^ \t\n\f\r"`'<>|!?(){}$,-_]+\.)+(?i:com|net|org|edu)"""  # `,-_` is a range: no capitals, no digits
+NO_CAPITALS = r"""^ \t\n\f\r"`'<>|!?(){}$,-_"""  # the last three are a range, by a slip: no digits either
+DOT_COM = rf"(?:[{NO_CAPITALS}]+\.)+(?i:com|net|org|edu)"
 PATH = r'/[^ \t\n\f\r"<>|()]+[^ \t\n\f\r"<>|.!?(){},\-]'
 E_MAIL = r'[a-zA-Z0-9][^ \t\n\f\r"<>|(){}\xa0]*@(?:[^ \t\n\f\r"<>|(){}.\xa0]+\.)*[^ \t\n\f\r"<>|(){}.\xa0]+'
 ALLIANCE = r"(?:(?i:Canada|Sino|Korean|EU|Japan|non)-[uU]\.[sS]|[uU]\.[sS]\.-(?:[uU]\.[kK]|[uU]\.[sS]\.[sS]\.[rR]))"
+FIRMS_AND_PLACES = rf"(?:{tables.spelled(tables.PLACES_AND_FIRMS)}|[pP][pP]?[tT][ye][sS]?|(?i:ed|ph)\.[dD])"
+TITLES = rf"(?:{tables.spelled(tables.TITLES)}|[mM][ft][gG])"
+ABBREVIATION = rf"(?:{FIRMS_AND_PLACES}|{TITLES}|[A-Za-z])\."
 OPENER = rf"(?:{tables.spelled(tables.OPENERS)}|M(?i:[rs]\.)|{TAG})"
 
 
@@ -124,8 +128,8 @@ RULES = [
     Rule("hH", r'(?i:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},\-]'),
     Rule("wW", HOST + PATH),
     Rule("wW", HOST),
-    Rule("", DOT_COM + PATH),
-    Rule("", DOT_COM),
+    Rule(NO_CAPITALS, DOT_COM + PATH),
+    Rule(NO_CAPITALS, DOT_COM),
     Rule("&<a-zA-Z0-9", f"(?:&(?i:lt);|<)?{E_MAIL}(?:&(?i:gt);|>)?"),
     Rule("@", "@[a-zA-Z_][a-zA-Z_0-9]*"),
     Rule("#", f"#{LETTER}+"),
@@ -144,8 +148,8 @@ RULES = [
     Rule("A-Za-z", "[A-Za-z]", rf"\.{BLANK}+{OPENER}{BLANK}"),
     Rule("a-zA-Z", rf"(?:{tables.spelled(tables.BEFORE_A_NUMBER)})\.", f"{BLANK}?{DIGIT}"),
     Rule("pPcC", r"(?:[pP][tT][eyEY]|[cC][oO])\.", f"{SPACE}(?i:ltd|lim)"),
-    Rule("A-Za-z", rf"(?:{tables.spelled(tables.PLACES_AND_FIRMS)}|[pP][pP]?[tT][ye][sS]?|(?i:ed|ph)\.[dD])\.", r"[\s\S][\s\S]"),
-    Rule("A-Za-z", rf"(?:{tables.spelled(tables.TITLES)}|[mM][ft][gG])\."),
+    Rule("A-Za-z", rf"{FIRMS_AND_PLACES}\.", r"[\s\S][\s\S]"),
+    Rule("A-Za-z", rf"{TITLES}\."),
     Rule("A-Za-z", r"[A-Za-z](?:\.[A-Za-z])*+\."),
     Rule("A-Za-z", ALLIANCE, BLANK),
     Rule(APOS, f"{APOSTROPHE}[0-9][0-9]", BLANK),
@@ -163,7 +167,7 @@ RULES = [
     Rule("<&", "<|&(?i:lt);", "", "<"),
     Rule(">&", ">|&(?i:gt);", "", ">"),
     Rule("<>:;=", r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", "[^A-Za-z0-9]", brackets),
-    Rule(r"\^x=~<>", r"[\^x=~<>]\.\[\^x=~<>\]"),
+    Rule(r"\^x=~<>", r"[\^x=~<>]\.\[\^x=[^<]*<>\]", "", brackets),  # a slip in the original: meant as two classes
     Rule(r"\-\^x=~<>'", r"[-^x=~<>']_[-^x=~<>']"),
     Rule("(", r"\((?:[-^x=~<>'][_.]?[-^x=~<>']|[\^x=~<>']-[\^x=~<>'`])\)", "", brackets),
     Rule("{", "{", "", "-LCB-"),
@@ -186,12 +190,15 @@ RULES = [
     Rule(r"A-Za-zé0-9\u0663", COMPOUND),
     Rule("A-Z", rf"{FIRMS}\.", PAUSE, ampersand),
     Rule("A-Z", FIRMS, "", ampersand),
-    # Quotes, and what is left. A character that no rule begins with, spaces among them, is passed over.
+    # Quotes, and what is left.
     Rule("'", "'", r"[A-Za-z][^ \t\n\r\xa0]", "`"),
     Rule(APOS, CLITIC, "", quotes),
     Rule("nN", NOT, "", quotes),
-    Rule("'’&`‘“", f"{APOSTROPHE}|''|[`’‘“]{{1,2}}", "", quotes),
+    Rule("'’&`‘“", f"[`’‘“]{{1,2}}|''|{APOSTROPHE}", "", quotes),
     Rule("<>", "<<|>>"),
+    # Nothing is printed for these, nor for a character that no rule begins with.
+    Rule(r" \t\xa0\u2000", f"{SPACE}+", "", ""),
+    Rule("&", "(?i:&nbsp;)", "", ""),
     Rule(r"+%&~^|\\²⁺⁄", r"[+%&~^|\\²⁺⁄]"),
 ]
 

@@ -6,7 +6,7 @@ Equal, token for token, to what pycocoevalcap makes with Stanford CoreNLP 3.4.1 
 import re
 from functools import lru_cache
 
-from captioning.metrics.ptb_rules import rules_at
+from captioning.metrics.ptb_rules import ABBREVIATION, rules_at
 from captioning.metrics.ptb_tables import Kinds
 
 VERSION = "ptb-py-1"  # another one whenever a token changes: scores then are not comparable
@@ -16,8 +16,8 @@ DROPPED = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", "
 SEPARATORS = str.maketrans(dict.fromkeys("\n\r\v\f\u2028\u2029", " "))
 KINDS = Kinds()
 
-# A word with or without a mark behind it: most are. Those in the look-ahead are split; a full stop asks for the rules.
-SIMPLE = re.compile(r"(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)[^a-zA-Z]?\Z)([A-Za-z]+)[,;:?!]?")
+# A word with or without a mark behind it, as most are: here the rules need not be asked. Excluded: the words they split, and abbreviations.
+SIMPLE = re.compile(rf"(?!(?i:cannot|gonna|gotta|lemme|gimme|wanna)\b)(?:[A-Za-z]++[,;:?!]?|(?!{ABBREVIATION})[A-Za-z]++\.)")
 # What makes a rule look over a space: a tag, digits or stops on both sides, a letter with a full stop, other white space.
 FAR = re.compile(
     r"[<.)\d\t-\r\x1c-\x1f\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -36,8 +36,8 @@ def tokenize(caption: str) -> list[str]:
 @lru_cache(maxsize=1 << 16)
 def tokens_of(chunk: str) -> tuple[str, ...]:
     """Tokens of what stands between two spaces, where no rule looks further."""
-    if simple := SIMPLE.fullmatch(chunk):
-        return (simple[1].lower(),)
+    if SIMPLE.fullmatch(chunk):
+        return (chunk.rstrip(",;:?!.").lower(),)
     return tuple(token for token in longest_matches(chunk) if token not in DROPPED)
 
 
@@ -50,7 +50,7 @@ def longest_matches(text: str) -> list[str]:
         for pattern, how in rules_at(kinds[place]):
             if (match := pattern.match(kinds, place)) and match.end() > longest:
                 longest, end, written = match.end(), match.end(1), how
-        if written is not None:
+        if written:
             tokens.append((written if isinstance(written, str) else written(text[place:end])).lower())
         place = end
     return tokens
