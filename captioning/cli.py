@@ -1,4 +1,4 @@
-"""`captioning caption | check-data | extract | cache | doctor`: thin, and quick with --help: what is heavy is imported where it is used."""
+"""`captioning caption | check-data | extract | cache | tokenize | doctor`: thin, quick with --help: what is heavy is imported late."""
 
 import argparse
 import json
@@ -38,11 +38,15 @@ def main(arguments: list[str] | None = None) -> None:
     cache.add_argument("--all", action="store_true")
     cache.add_argument("--dir", type=Path, default=Path(os.environ.get("CAPTIONING_CACHE", "cache")), help="cache.dir of the runs")
 
+    tokenize = commands.add_parser("tokenize", help="the tokens that the metrics compare, a line for each line of a file")
+    tokenize.add_argument("file", metavar="FILE", help="captions in UTF-8, one a line; - reads standard input")
+
     commands.add_parser("doctor", help="versions, device, and what is missing for what")
 
     options = parser.parse_args(arguments)
     with plain_errors():
-        run = {"caption": run_caption, "check-data": run_check, "extract": run_extract, "cache": run_cache, "doctor": run_doctor}
+        run = {"caption": run_caption, "check-data": run_check, "extract": run_extract, "cache": run_cache}
+        run |= {"tokenize": run_tokenize, "doctor": run_doctor}
         run[options.command](options)
 
 
@@ -150,6 +154,22 @@ def run_cache(options: argparse.Namespace) -> None:
     for entry in found:
         print(f"{entry.key}  {in_words(entry.bytes):>9}  {entry.state:10}  {entry.images:,} images  {entry.what}")
     print(f"{len(found)} in {options.dir}, {in_words(sum(entry.bytes for entry in found))}")
+
+
+def run_tokenize(options: argparse.Namespace) -> None:
+    from captioning.metrics.tokenizer import tokenize
+
+    try:
+        content = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{options.file}: line {line} is not UTF-8, which captions must be in") from error
+    except OSError as error:
+        reason = {FileNotFoundError: "no such file", IsADirectoryError: "a folder, not a file"}.get(type(error), error.strerror)
+        raise UserError(f"{options.file}: {reason}") from error
+    captions = text.removesuffix("\n").split("\n") if text else []
+    sys.stdout.buffer.write("".join(" ".join(tokenize(caption)) + "\n" for caption in captions).encode())
 
 
 def run_doctor(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ CLITIC = f"{APOSTROPHE}(?:[msdMSD]|(?i:re|ve|ll))"
 ELIDED = f"(?:[dDoOlL]{ANY_APOSTROPHE}{PLAIN})?"  # o'clock, d'or, l'eau
 COMPOUND = f"{ELIDED}{PLAIN}++(?:{HYPHEN}{ELIDED}{PLAIN}++)*+"
 HYPHENATED = r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\xad]+))+"
-FIRMS = "[A-Z]+(?:(?:[+&]|&(?i:amp);)[A-Z]+)+"  # AT&T; "at&t" is three
+FIRMS = "[A-Z]+(?:(?:&(?i:amp);|[+&])[A-Z]+)+"  # AT&T; "at&t" is three
 NUMBER = rf"[-+]?(?:{DIGIT}++(?:[.:,\xad\u066b]{DIGIT}++)*+|(?:[.:,\xad\u066b]{DIGIT}++)++)"
 NAME = r"[A-Za-z][A-Za-z0-9_:.\-]*"  # in a tag
 TAG = rf"""<(?:[!?][A-Za-z\-][^>\r\n]*|{NAME}(?:[ ]+{NAME}(?:[ ]*=[ ]*(?:'[^']*'|"[^"]*"))?)*[ ]*+/?|/{NAME})[ ]*+>"""
@@ -94,7 +94,7 @@ ALPHA, ALNUM, DIGITS = rf"&{WORDLY}", rf"&{WORDLY}0-9\u0663", r"0-9\u0663"
 APOS = "'’&"
 RULES = [
     Rule("cC", r"[cC]\+\+"),
-    Rule("cCfF", "[cCfF]#"),
+    Rule("cCfF", "[cCfF]#"),  # languages of programs, and of music
     # Two words written as one: the token ends where the second begins.
     Rule("cC", "(?i:can)", "(?i:not)"),
     Rule("'", "'[tT]", "(?i:was)"),
@@ -106,24 +106,23 @@ RULES = [
     Rule("wW", "(?i:wan)", "(?i:na)"),
     # Tags and entities.
     Rule("<", TAG, "", in_one_piece),
-    Rule("&–", "&(?i:md|mdash|ndash);|–", "", "--"),
+    Rule("&–", "&(?i:md|mdash|ndash);|–", "", "--"),  # dashes of all lengths are one
     Rule("&", "&(?i:amp);", "", ampersand),
-    Rule("&", "&(?:(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq)|#[0-9]+);"),
+    Rule("&", "&(?:(?i:HT|TL|UR|LR|QC|QL|QR|odq|cdq)|#[0-9]+);"),  # marks of old news wires stay as they are
     # Words; "dog" of "dog's" and "do" of "don't".
     Rule(ALPHA, WORD, CLITIC, without_soft_hyphens),
     Rule(r"A-Za-z\xad", r"[A-Za-z\xad]*[A-MO-Za-mo-z]\xad*", NOT, without_soft_hyphens),
     Rule(ALPHA, WORD, "", without_soft_hyphens),
     # Words that hold an apostrophe.
-    Rule(APOS, f"{APOSTROPHE}[nN]{APOSTROPHE}?"),
-    Rule("lLdDjJ", f"[lLdDjJ]{APOSTROPHE}"),
+    Rule(APOS, f"{APOSTROPHE}[nN]{APOSTROPHE}?"),  # rock 'n' roll
+    Rule("lLdDjJ", f"[lLdDjJ]{APOSTROPHE}"),  # French
     Rule("dDsSoO", f"(?i:dunkin|somethin|ol){APOSTROPHE}"),
-    Rule(APOS, f"{APOSTROPHE}(?:(?i:em|till?|cause)|[2-9]0[sS])"),
+    Rule(APOS, f"{APOSTROPHE}(?:(?i:em|till?|cause)|[2-9]0[sS])"),  # get 'em; the '50s
     Rule("A-HJ-XZn", f"[A-HJ-XZn]{ANY_APOSTROPHE}[A-Za-zé]{{2,}}"),  # no small letter but n: capitals matter
     Rule("A-Za-zé", f"[A-Za-zé]+[aeiouyAEIOUY]{ANY_APOSTROPHE}[aeiouA-Z][A-Za-zé]*"),  # Hawai'i
     Rule("cCnNeEsSlL", r"(?i:cont'd\.?|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l)"),
-    Rule("'", "(?i:'twas)"),
     Rule("oO", f"[oO]{ANY_APOSTROPHE}[oO]"),
-    Rule("yY", f"[yY]{APOSTROPHE}", "[A-Za-zé]"),
+    Rule("yY", f"[yY]{APOSTROPHE}", "[A-Za-zé]"),  # y'all
     # Addresses and names of the net.
     Rule("hH", r'(?i:https?)://[^ \t\n\f\r"<>|(){}]+[^ \t\n\f\r"<>|.!?(){},\-]'),
     Rule("wW", HOST + PATH),
@@ -133,28 +132,28 @@ RULES = [
     Rule("&<a-zA-Z0-9", f"(?:&(?i:lt);|<)?{E_MAIL}(?:&(?i:gt);|>)?"),
     Rule("@", "@[a-zA-Z_][a-zA-Z_0-9]*"),
     Rule("#", f"#{LETTER}+"),
-    Rule(APOS, CLITIC, "[^A-Za-z]", quotes),
-    Rule("nN", NOT, "[^A-Za-z]", quotes),
+    Rule(APOS, CLITIC, "[^A-Za-z]", quotes),  # 's, 'll
+    Rule("nN", NOT, "[^A-Za-z]", quotes),  # n't
     # Numbers.
-    Rule(DIGITS, f"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}"),
+    Rule(DIGITS, f"{DIGIT}{{1,2}}[-/]{DIGIT}{{1,2}}[-/]{DIGIT}{{2,4}}"),  # dates
     Rule(rf"{DIGITS}+.:,\xad\u066b\-", NUMBER, "", without_soft_hyphens),
-    Rule("²₂⁺", "⁺?(?:²+|₂+)"),
+    Rule("²₂⁺", "⁺?(?:²+|₂+)"),  # exponents
     Rule(DIGITS, rf"(?:{DIGIT}{{1,4}}[- \xa0])?{DIGIT}{{1,4}}(?:\\?/|⁄){DIGIT}{{1,4}}", "", in_one_piece),
-    Rule("-", "-(?i:RRB|LRB|RCB|LCB|RSB|LSB)-"),
+    Rule("-", "-(?i:RRB|LRB|RCB|LCB|RSB|LSB)-"),  # a text tokenized before
     Rule("cCpPaAsS", f"(?i:C\\.D\\.s|pro-|anti-|S(?:&amp;|&)(?:P-500|Ls)|cap{APOSTROPHE}n|c{APOSTROPHE}est)", "", ampersand),
     Rule("A-Za-z0-9", r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"),
-    Rule("A-Z$#", r"[A-Z]*\$|#"),
-    # Abbreviations keep their full stop. How far a rule looks ahead decides against "stop.go".
-    Rule("A-Za-z", "[A-Za-z]", rf"\.{BLANK}+{OPENER}{BLANK}"),
+    Rule("A-Z$#", r"[A-Z]*\$|#"),  # US$; capitals only
+    # Abbreviations keep their full stop.
+    Rule("A-Za-z", "[A-Za-z]", rf"\.{BLANK}+{OPENER}{BLANK}"),  # "vitamin C. The": the one that loses it
     Rule("a-zA-Z", rf"(?:{tables.spelled(tables.BEFORE_A_NUMBER)})\.", f"{BLANK}?{DIGIT}"),
     Rule("pPcC", r"(?:[pP][tT][eyEY]|[cC][oO])\.", f"{SPACE}(?i:ltd|lim)"),
-    Rule("A-Za-z", rf"{FIRMS_AND_PLACES}\.", r"[\s\S][\s\S]"),
+    Rule("A-Za-z", rf"{FIRMS_AND_PLACES}\.", r"[\s\S][\s\S]"),  # two of any kind: so longer than a word of three letters
     Rule("A-Za-z", rf"{TITLES}\."),
-    Rule("A-Za-z", r"[A-Za-z](?:\.[A-Za-z])*+\."),
+    Rule("A-Za-z", r"[A-Za-z](?:\.[A-Za-z])*+\."),  # initials, U.S., p.m.
     Rule("A-Za-z", ALLIANCE, BLANK),
-    Rule(APOS, f"{APOSTROPHE}[0-9][0-9]", BLANK),
-    Rule(ALNUM, rf"(?:{LETTER_OR_DIGIT}++\.)+(?i:{'|'.join(tables.FILE_ENDINGS)})", f"(?:{BLANK}|[.?!,])"),
-    Rule(ALPHA, rf"{WORD}\.", PAUSE, without_soft_hyphens),
+    Rule(APOS, f"{APOSTROPHE}[0-9][0-9]", BLANK),  # in '95
+    Rule(ALNUM, rf"(?:{LETTER_OR_DIGIT}++\.)+(?i:{'|'.join(tables.FILE_ENDINGS.split())})", f"(?:{BLANK}|[.?!,])"),
+    Rule(ALPHA, rf"{WORD}\.", PAUSE, without_soft_hyphens),  # "dog., cat": taken for an abbreviation
     Rule(
         r"0-9(+",
         r"(?:\([0-9]{2,3}\)[ \xa0]?|(?:\+\+?)?(?:[0-9]{2,4}[- \xa0])?[0-9]{2,4}[- \xa0])[0-9]{3,4}[- \xa0]?[0-9]{3,5}",
@@ -166,7 +165,7 @@ RULES = [
     Rule('"&', '"|&(?i:quot);', "", "''"),
     Rule("<&", "<|&(?i:lt);", "", "<"),
     Rule(">&", ">|&(?i:gt);", "", ">"),
-    Rule("<>:;=", r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", "[^A-Za-z0-9]", brackets),
+    Rule("<>:;=", r"[<>]?[:;=][-o*']?[()DPdpO\\{@|\[\]]", "[^A-Za-z0-9]", brackets),  # smileys, western and eastern
     Rule(r"\^x=~<>", r"[\^x=~<>]\.\[\^x=[^<]*<>\]", "", brackets),  # a slip in the original: meant as two classes
     Rule(r"\-\^x=~<>'", r"[-^x=~<>']_[-^x=~<>']"),
     Rule("(", r"\((?:[-^x=~<>'][_.]?[-^x=~<>']|[\^x=~<>']-[\^x=~<>'`])\)", "", brackets),
@@ -191,9 +190,8 @@ RULES = [
     Rule("A-Z", rf"{FIRMS}\.", PAUSE, ampersand),
     Rule("A-Z", FIRMS, "", ampersand),
     # Quotes, and what is left.
-    Rule("'", "'", r"[A-Za-z][^ \t\n\r\xa0]", "`"),
+    Rule("'", "'", r"[A-Za-z][^ \t\n\r\xa0]", "`"),  # before a word of two letters it opens
     Rule(APOS, CLITIC, "", quotes),
-    Rule("nN", NOT, "", quotes),
     Rule("'’&`‘“", f"[`’‘“]{{1,2}}|''|{APOSTROPHE}", "", quotes),
     Rule("<>", "<<|>>"),
     # Nothing is printed for these, nor for a character that no rule begins with.
@@ -203,14 +201,10 @@ RULES = [
 ]
 
 
+compiled = cache(re.compile)
+
+
 @cache
 def rules_at(sign: str) -> list[tuple[re.Pattern[str], Callable[[str], str] | str]]:
     """The rules, in order, whose matches may begin with this character."""
-    return [
-        (compiled(f"({rule.token}){rule.before}"), rule.written)
-        for rule in RULES
-        if not rule.start or re.match(f"[{rule.start}]", sign)
-    ]
-
-
-compiled = cache(re.compile)
+    return [(compiled(f"({rule.token}){rule.before}"), rule.written) for rule in RULES if re.match(f"[{rule.start}]", sign)]

@@ -5,27 +5,28 @@ import unicodedata
 # Keep their full stop, whatever follows. Capitalised here: the first letter must be a capital ("Ill." is a state, "ill." a patient).
 PLACES_AND_FIRMS = """
     jan feb mar apr jun jul aug sep sept oct nov dec mon tue tues wed thu thurs fri
-    ala ariz Az Ark calif colo conn ct dak Del fla ga Ill ind kan kans ky La Mass md mich minn Miss mo mont neb nev okla Ore Pa penn tenn Tex
-    va vt Wash wis wisc wyo inc co cos corp ltd plc rt bancorp bhd assn univ intl sys tel est ext sq jr sr bros blvd rd esq etc al seq bldg
-""".split()
+    ala ariz Az Ark calif colo conn ct dak Del fla ga Ill ind kan kans ky La Mass md mich minn Miss mo mont neb nev okla Ore Pa penn tenn
+    Tex va vt Wash wis wisc wyo inc co cos corp ltd plc rt bancorp bhd assn univ intl sys tel est ext sq jr sr bros blvd rd esq etc al seq
+    bldg
+"""
 TITLES = """
-    mr mrs ms Miss dr drs prof profs sen sens rep reps atty attys lt col gen messrs gov govs adm rev maj sgt cpl pvt capt st ste ave pres lieut
-    hon brig cmdr comdr pfc spc supt supts det mt ft adj adv asst assoc ens insp mlle mme msgr sfc vs alex wm jos cie cf treas ph
+    mr mrs ms Miss dr drs prof profs sen sens rep reps atty attys lt col gen messrs gov govs adm rev maj sgt cpl pvt capt st ste ave pres
+    lieut hon brig cmdr comdr pfc spc supt supts det mt ft adj adv asst assoc ens insp mlle mme msgr sfc vs alex wm jos cie cf treas ph
     invt elec natl dept
-""".split()
-BEFORE_A_NUMBER = "ca fig figs prop no nos art bldg pp op".split()  # "No. 5", but "no" and a full stop elsewhere
+"""
+BEFORE_A_NUMBER = "ca fig figs prop no nos art bldg pp op"  # "No. 5", but "no" and a full stop elsewhere
 OPENERS = """
-    About According Additionally After An A As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our She Since So Some
-    Such That The Their Then There These They This We When While What Yet You
-""".split()  # after a single letter and a full stop they begin a sentence: "vitamin C. The"
+    About According Additionally After An A As At But Earlier He Her Here However If In It Last Many More Now Once One Other Our She Since
+    So Some Such That The Their Then There These They This We When While What Yet You
+"""  # after a single letter and a full stop they begin a sentence: "vitamin C. The"
 FILE_ENDINGS = """
     bat bmp c class cgi cpp dll doc docx exe gif gz h htm html jar java jpeg jpg mov mp3 pdf php pl png ppt ps py sql tar txt wav x xml zip
-""".split()
+"""
 
 
-def spelled(words: list[str]) -> str:
+def spelled(words: str) -> str:
     """A pattern for any of these words: a capital must be one, small letters may be either."""
-    return "|".join(word[0] + f"(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})" for word in words)
+    return "|".join(word[0] + f"(?i:{word[1:]})" if word[0].isupper() else f"(?i:{word})" for word in words.split())
 
 
 # One sign stands for all characters of a kind, so that the rules stay small. A kind in ASCII, or alone, stands for itself.
