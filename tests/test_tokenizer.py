@@ -43,7 +43,7 @@ def differing(captions, wanted):
 
 
 def recombined(lines: int) -> list[str]:
-    """Captions of fragments of the frozen ones, joined with and without spaces. None with "=": Java may look for its other end in later lines."""
+    """Captions of fragments of the frozen ones, joined with and without spaces. None with "=": there Java may look into later lines."""
     draws = random.Random(0)
     fragments = sorted({word for its in FROZEN for word in its["caption"].translate(SEPARATORS).split(" ") if "=" not in word})
     return ["".join(draws.choice(fragments) + draws.choice([" ", " ", ""]) for _ in range(draws.randint(1, 8))) for _ in range(lines)]
