@@ -49,6 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     score.add_argument("--cider-df", default="corpus", metavar="corpus|FILE", help="document frequencies: of the references, or a file")
     score.add_argument("--save-cider-df", type=Path, metavar="OUT.json[.gz]", help="keep those of the references")
 
+    tokenize = commands.add_parser("tokenize", help="the tokens that the metrics compare, a line for each line of a file")
+    tokenize.add_argument("file", metavar="FILE", help="captions in UTF-8, one a line; - reads standard input")
+
     commands.add_parser("doctor", help="versions, device, and what is missing for what")
 
     options = parser.parse_args(arguments)
@@ -59,6 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
             "check-data": run_check,
             "extract": run_extract,
             "cache": run_cache,
+            "tokenize": run_tokenize,
             "doctor": run_doctor,
         }
         run[options.command](options)
@@ -177,6 +181,7 @@ def run_score(options: argparse.Namespace) -> None:
     from captioning.data.captions import read_captions
     from captioning.metrics.audit import audit
     from captioning.metrics.cider import Frequencies
+    from captioning.metrics.score import respaced
     from captioning.metrics.tokenizer import tokenize
 
     given, notes = scoring.read(options.captions, options.references)
@@ -184,7 +189,7 @@ def run_score(options: argparse.Namespace) -> None:
     scored = scoring.score(given, frequencies, read_captions(options.training) if options.training else None, options.java)
     try:
         if options.save_cider_df:
-            Frequencies.of([[tokenize(text) for text in its] for its in given.references]).save(options.save_cider_df)
+            Frequencies.of([[respaced(tokenize(text)) for text in its] for its in given.references]).save(options.save_cider_df)
         if options.per_image:
             scored.result.save(options.per_image)
     except OSError as error:
@@ -200,6 +205,22 @@ def run_score(options: argparse.Namespace) -> None:
             print(f"{name:18} {value:<8.4f} {signatures.get(name, '')}" if isinstance(value, float) else f"{name:18} {value}")
     if options.audit:
         Console().print(scoring.audit_table(audit([texts[0] for texts in given.candidates], given.references)))
+
+
+def run_tokenize(options: argparse.Namespace) -> None:
+    from captioning.metrics.tokenizer import tokenize
+
+    try:
+        content = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{options.file}: line {line} is not UTF-8, which captions must be in") from error
+    except OSError as error:
+        reason = {FileNotFoundError: "no such file", IsADirectoryError: "a folder, not a file"}.get(type(error), error.strerror)
+        raise UserError(f"{options.file}: {reason}") from error
+    captions = text.removesuffix("\n").split("\n") if text else []
+    sys.stdout.buffer.write("".join(" ".join(tokenize(caption)) + "\n" for caption in captions).encode())
 
 
 def run_doctor(options: argparse.Namespace) -> None:

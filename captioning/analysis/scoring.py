@@ -13,6 +13,7 @@ from captioning.metrics.audit import Variant
 from captioning.metrics.cider import FEW, Frequencies
 from captioning.metrics.diversity import describe, diversity, novelty
 from captioning.metrics.java import java_columns
+from captioning.metrics.ngrams import LONGEST
 from captioning.metrics.results import Result
 from captioning.metrics.score import References
 
@@ -73,17 +74,11 @@ def score(
 
 
 def audit_table(variants: Sequence[Variant]) -> Table:
-    table = Table(
-        "BLEU x 100",
-        "1",
-        "2",
-        "3",
-        "4",
-        "what is different",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        title="The same captions under other definitions",
-    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title="The same captions under other definitions")
+    table.add_column("BLEU x 100", no_wrap=True)
+    for n in range(1, LONGEST + 1):
+        table.add_column(str(n), justify="right")
+    table.add_column("what is different", no_wrap=True)
     for name, scores, note in variants:
         table.add_row(name, *(f"{100 * value:.2f}" for value in scores.values()), note)
     return table

@@ -32,18 +32,16 @@ def audit(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> lis
     framed = statistics(hypotheses, references, lambda text: ["<start>", *tokenize(text), "<end>"])
     return [
         Variant("COCO", plain(bleu(sums)), "what papers report"),
-        Variant("nltk corpus_bleu", plain(bleu(sums._replace(guesses=every @ at_least_one))), "one n-gram in captions shorter than n"),
-        Variant("<end> counted", plain(bleu(ended.sums(every))), "the end token is a sure match"),
+        Variant("nltk corpus_bleu", plain(bleu(sums._replace(guesses=every @ at_least_one))), "short captions: one n-gram"),
+        Variant("<end> counted", plain(bleu(ended.sums(every))), "one sure match"),
         Variant("<start>, <end> counted", plain(bleu(framed.sums(every))), "two sure matches"),
         Variant("punctuation kept", plain(bleu(statistics(hypotheses, references, with_stops).sums(every))), "stops and commas are words"),
-        Variant(
-            "split at spaces", plain(bleu(statistics(hypotheses, references, str.split).sums(every))), "case counts, `dog.` is no `dog`"
-        ),
-        Variant("first reference only", plain(bleu(first(hypotheses, references).sums(every))), "the others are not looked at"),
-        Variant("mean of sentences", sentences(coco, 0.0), "0 where no 4-gram is in common"),
-        Variant("mean of smoothed ones", sentences(coco, EPSILON), f"nltk sentence_bleu, method1: {EPSILON} for 0"),
-        Variant("no brevity penalty", plain(bleu(long)), "Show and Tell; Show, Attend and Tell"),
-        Variant("weights .3 .3 .3", tutorial(sums._replace(guesses=every @ at_least_one)), "Keras tutorials' BLEU-3: sums to .9"),
+        Variant("split at spaces", plain(bleu(statistics(hypotheses, references, str.split).sums(every))), "`Dog.` is not `dog`"),
+        Variant("first reference only", plain(bleu(first(hypotheses, references).sums(every))), "others are not looked at"),
+        Variant("mean of sentences", sentences(coco, 0.0), "0 without a common 4-gram"),
+        Variant("mean of smoothed ones", sentences(coco, EPSILON), f"nltk method1: {EPSILON} for 0"),
+        Variant("no brevity penalty", plain(bleu(long)), "NIC; Show, Attend and Tell"),
+        Variant("weights .3 .3 .3", tutorial(sums._replace(guesses=every @ at_least_one)), "Keras tutorials' BLEU-3"),
     ]
 
 

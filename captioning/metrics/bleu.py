@@ -1,10 +1,12 @@
-"""Corpus BLEU as COCO computes it (Papineni et al. 2002): no smoothing, the closest reference's length for the brevity penalty."""
+"""Corpus BLEU as COCO computes it (Papineni et al. 2002): hardly any smoothing, the closest reference's length for the brevity penalty."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from captioning.metrics.ngrams import LONGEST, Captions, Compared
+
+TINY, SMALL = 1e-15, 1e-9  # COCO's: nothing is divided by zero, and no match is nearly 0
 
 
 class Sums(NamedTuple):
@@ -53,8 +55,8 @@ class Bleu:
 
 def bleu(sums: Sums) -> dict[str, np.ndarray]:
     """bleu1..bleu4, each (R,) in 0..1: n-gram matches are summed over captions before anything is divided."""
-    with np.errstate(divide="ignore", invalid="ignore"):  # no match at all is a logarithm of 0 and a BLEU of 0
-        brevity = np.where(sums.length > 0, np.exp(np.minimum(0, 1 - sums.reference_length / sums.length)), 0.0)
-        precision = np.where(sums.matches > 0, sums.matches / sums.guesses, 0.0)
-        means = np.exp(np.log(precision).cumsum(axis=1) / np.arange(1, LONGEST + 1))  # geometric, over 1, 2 ... lengths of n-grams
+    ratio = (sums.length + TINY) / (sums.reference_length + SMALL)
+    brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
+    precision = (sums.matches + TINY) / (sums.guesses + SMALL)
+    means = precision.cumprod(axis=1) ** (1 / np.arange(1, LONGEST + 1))  # geometric, over 1, 2 ... lengths of n-grams
     return {f"bleu{n + 1}": brevity * means[:, n] for n in range(LONGEST)}

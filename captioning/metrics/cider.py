@@ -28,7 +28,7 @@ class Frequencies(NamedTuple):
 
     @classmethod
     def of(cls, references: Sequence[Sequence[Words]]) -> "Frequencies":
-        """references: of every image its tokenised references."""
+        """references: of every image its references in words."""
         grams = lambda words: {" ".join(words[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(words) - n + 1)}  # noqa: E731
         counts = Counter(gram for its in references for gram in set().union(*map(grams, its)))
         return cls(len(references), dict(sorted(counts.items())))

@@ -32,7 +32,7 @@ class References:
             raise ValueError(f"no reference for image {[len(its) for its in texts].index(0)} (the first is 0)")
         self.tokenize, tokens = words, [words(text) for its in texts for text in its]
         more = [gram.split(" ") for gram in frequencies.counts] if frequencies else []
-        self.images, self.lexicon, self.about = len(texts), Lexicon([*tokens, *more]), about(texts)
+        self.images, self.lexicon, self.about = len(texts), Lexicon([*map(respaced, tokens), *more]), about(texts)
         self.frequencies = frequencies.digest if frequencies else "corpus"  # as signatures have it
         references = self.read(tokens, np.repeat(np.arange(len(texts)), [len(its) for its in texts]))
         self.tables = [Table(grams, references.image) for grams in references.grams]
@@ -40,7 +40,8 @@ class References:
         self.cider = Cider(references, self.lexicon, frequencies)
 
     def read(self, words: list[list[str]], image: np.ndarray) -> Captions:
-        return Captions(words, image, np.array([len(its) for its in words], dtype=np.int64), self.lexicon.count(words))
+        spaced = list(map(respaced, words))
+        return Captions(words, image, np.array([len(its) for its in spaced], dtype=np.int64), self.lexicon.count(spaced))
 
     def compare(self, texts: Sequence[str], images: Sequence[int]) -> Compared:
         """Raw captions beside the references of their images, which are named by place: all of them, or some, or one many times."""
@@ -68,6 +69,12 @@ class References:
         columns = self.columns(hypotheses) | (more or {})
         metrics = metrics_of(columns, np.ones((1, self.images)))
         return Result(list(image_ids), columns, signatures_of(metrics, self.about, self.frequencies))
+
+
+def respaced(words: list[str]) -> list[str]:
+    """As COCO's BLEU and CIDEr see them: a token with a no-break space ("3 1/2") is two words to them, and one to ROUGE-L."""
+    text = " ".join(words)
+    return words if text.isascii() else text.split()
 
 
 def score(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
