@@ -75,10 +75,10 @@ def score(
 
 def audit_table(variants: Sequence[Variant]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title="The same captions under other definitions")
-    table.add_column("BLEU x 100", no_wrap=True)
+    table.add_column("BLEU x 100", no_wrap=True, min_width=22)
     for n in range(1, LONGEST + 1):
-        table.add_column(str(n), justify="right", min_width=6)
-    table.add_column("what is different", no_wrap=True, min_width=26)
+        table.add_column(str(n), justify="right", no_wrap=True)
+    table.add_column("what is different")
     for name, scores, note in variants:
         table.add_row(name, *(f"{100 * value:.2f}" for value in scores.values()), note)
     return table

@@ -32,15 +32,15 @@ def audit(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> lis
     framed = statistics(hypotheses, references, lambda text: ["<start>", *tokenize(text), "<end>"])
     return [
         Variant("COCO", plain(bleu(sums)), "what papers report"),
-        Variant("nltk corpus_bleu", plain(bleu(sums._replace(guesses=every @ at_least_one))), "short captions: one n-gram"),
+        Variant("nltk corpus_bleu", plain(bleu(sums._replace(guesses=every @ at_least_one))), "one n-gram if short"),
         Variant("<end> counted", plain(bleu(ended.sums(every))), "one sure match"),
         Variant("<start>, <end> counted", plain(bleu(framed.sums(every))), "two sure matches"),
-        Variant("punctuation kept", plain(bleu(statistics(hypotheses, references, with_stops).sums(every))), "stops and commas are words"),
+        Variant("punctuation kept", plain(bleu(statistics(hypotheses, references, with_stops).sums(every))), "stops are words"),
         Variant("split at spaces", plain(bleu(statistics(hypotheses, references, str.split).sums(every))), "`Dog.` is not `dog`"),
-        Variant("first reference only", plain(bleu(first(hypotheses, references).sums(every))), "others are not looked at"),
-        Variant("mean of sentences", sentences(coco, 0.0), "0 without a common 4-gram"),
+        Variant("first reference only", plain(bleu(first(hypotheses, references).sums(every))), "others not looked at"),
+        Variant("mean of sentences", sentences(coco, 0.0), "0 with no 4-gram"),
         Variant("mean of smoothed ones", sentences(coco, EPSILON), f"nltk method1: {EPSILON} for 0"),
-        Variant("no brevity penalty", plain(bleu(long)), "NIC; Show, Attend and Tell"),
+        Variant("no brevity penalty", plain(bleu(long)), "Show, Attend and Tell"),
         Variant("weights .3 .3 .3", tutorial(sums._replace(guesses=every @ at_least_one)), "Keras tutorials' BLEU-3"),
     ]
 
