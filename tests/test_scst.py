@@ -187,7 +187,7 @@ def test_a_caption_that_does_not_end_earns_nothing():
 
 
 def test_to_stop_before_a_doubtful_word_pays_less_than_without_an_end_in_the_reward():
-    """A model that knows the last word with chance p should say it when p * right + (1 - p) * wrong exceeds what stopping at `on a` earns."""
+    """Who knows the last word with chance p should say it when p * right + (1 - p) * wrong is more than what stopping at `on a` earns."""
     texts = {
         "a": ["A man on a horse.", "a man rides a brown horse", "a man sits on a horse"],
         "b": ["A dog with a ball.", "a dog with a red ball", "dog with ball"],
