@@ -1,4 +1,4 @@
-"""`captioning caption | check-data | extract | cache | doctor`: thin, and quick with --help: what is heavy is imported where it is used."""
+"""The command `captioning`: thin, and quick with --help: what is heavy is imported where it is used."""
 
 import argparse
 import json
@@ -38,11 +38,33 @@ def main(arguments: list[str] | None = None) -> None:
     cache.add_argument("--all", action="store_true")
     cache.add_argument("--dir", type=Path, default=Path(os.environ.get("CAPTIONING_CACHE", "cache")), help="cache.dir of the runs")
 
+    score = commands.add_parser("score", help="metrics of anybody's captions: `captioning score captions.json references.json`")
+    score.add_argument("captions", type=Path, help="one caption an image, or several candidates, the first of which is scored")
+    score.add_argument("references", type=Path, help="JSON (plain, COCO's, Karpathy's), JSON lines, CSV, or Flickr's token file")
+    score.add_argument("--json", action="store_true", help="one JSON object, with the keys of metrics.json")
+    score.add_argument("--audit", action="store_true", help="the same captions under the field's other BLEUs")
+    score.add_argument("--java", action="store_true", help="METEOR and SPICE too, where Java is")
+    score.add_argument("--training", type=Path, metavar="FILE", help="training captions: the share of captions not among them")
+    score.add_argument("--per-image", type=Path, metavar="OUT.json", help="each image's part in every metric")
+    score.add_argument("--cider-df", default="corpus", metavar="corpus|FILE", help="document frequencies: of the references, or a file")
+    score.add_argument("--save-cider-df", type=Path, metavar="OUT.json[.gz]", help="keep those of the references")
+
+    tokenize = commands.add_parser("tokenize", help="the tokens that the metrics compare, a line for each line of a file")
+    tokenize.add_argument("file", metavar="FILE", help="captions in UTF-8, one a line; - reads standard input")
+
     commands.add_parser("doctor", help="versions, device, and what is missing for what")
 
     options = parser.parse_args(arguments)
     with plain_errors():
-        run = {"caption": run_caption, "check-data": run_check, "extract": run_extract, "cache": run_cache, "doctor": run_doctor}
+        run = {
+            "caption": run_caption,
+            "score": run_score,
+            "check-data": run_check,
+            "extract": run_extract,
+            "cache": run_cache,
+            "tokenize": run_tokenize,
+            "doctor": run_doctor,
+        }
         run[options.command](options)
 
 
@@ -150,6 +172,55 @@ def run_cache(options: argparse.Namespace) -> None:
     for entry in found:
         print(f"{entry.key}  {in_words(entry.bytes):>9}  {entry.state:10}  {entry.images:,} images  {entry.what}")
     print(f"{len(found)} in {options.dir}, {in_words(sum(entry.bytes for entry in found))}")
+
+
+def run_score(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from captioning.analysis import scoring
+    from captioning.data.captions import read_captions
+    from captioning.metrics.audit import audit
+    from captioning.metrics.cider import Frequencies
+    from captioning.metrics.score import respaced
+    from captioning.metrics.tokenizer import tokenize
+
+    given, notes = scoring.read(options.captions, options.references)
+    frequencies = None if options.cider_df == "corpus" else scoring.read_frequencies(Path(options.cider_df))
+    scored = scoring.score(given, frequencies, read_captions(options.training) if options.training else None, options.java)
+    try:
+        if options.save_cider_df:
+            Frequencies.of([[respaced(tokenize(text)) for text in its] for its in given.references]).save(options.save_cider_df)
+        if options.per_image:
+            scored.result.save(options.per_image)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
+    for note in notes + scored.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(scored.metrics, indent=1))
+        return
+    signatures = scored.metrics["signatures"]
+    for name, value in scored.metrics.items():
+        if name != "signatures":
+            print(f"{name:18} {value:<8.4f} {signatures.get(name, '')}" if isinstance(value, float) else f"{name:18} {value}")
+    if options.audit:
+        Console().print(scoring.audit_table(audit([texts[0] for texts in given.candidates], given.references)))
+
+
+def run_tokenize(options: argparse.Namespace) -> None:
+    from captioning.metrics.tokenizer import tokenize
+
+    try:
+        content = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{options.file}: line {line} is not UTF-8, which captions must be in") from error
+    except OSError as error:
+        reason = {FileNotFoundError: "no such file", IsADirectoryError: "a folder, not a file"}.get(type(error), error.strerror)
+        raise UserError(f"{options.file}: {reason}") from error
+    captions = text.removesuffix("\n").split("\n") if text else []
+    sys.stdout.buffer.write("".join(" ".join(tokenize(caption)) + "\n" for caption in captions).encode())
 
 
 def run_doctor(options: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ LOWER = {  # layer: what it may import of this package, beside errors, kinds and
     "models": {"models", "search"},
     "cache": {"cache", "data", "models"},
     "training": {"training", "data", "models", "metrics", "search", "sampling"},
-    "analysis": {"analysis", "training", "data", "models", "search"},
+    "analysis": {"analysis", "training", "data", "models", "metrics", "search"},
     "errors": set(), "kinds": set(), "randomness": set(), "doctor": set(),
 }  # fmt: skip
 ANYONE = {"errors", "kinds", "randomness", ""}

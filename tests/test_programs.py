@@ -14,6 +14,7 @@ from PIL import Image
 
 from benchmarks.__main__ import ROWS
 from captioning import cli
+from captioning.analysis import results
 from captioning.build.compose import CONFIGS, as_dict, composed
 from captioning.build.schema import check
 from captioning.cli import main as captioning_command
@@ -101,9 +102,13 @@ def test_a_run_is_trained_evaluated_and_used_by_the_programs_alone(drawings, tmp
         "unknown_rate",
     } <= metrics.keys()
     assert metrics["split"] == "test" and metrics["search"]["beam_size"] == 2 and 0 <= metrics["bleu4"] <= 1
+    evaluated = results.read(run)
+    assert evaluated.result.metrics.items() <= metrics.items() and evaluated.captions == captions
+    assert metrics["signatures"]["bleu4"].startswith("bleu4|tok:") and "|vocab:" in metrics["signatures"]["perplexity"]
     folder = next(drawings.glob("40-8-8-32px*"))
     records = table(folder, "captions.jsonl")["test"]
     assert captions.keys() == {record.image_id for record in records}
+    assert evaluated.references == {record.image_id: record.captions for record in records}
     assert f"reference: {records[0].captions[0]}" in result.stdout and records[0].image_id in result.stdout
     assert Image.open(run / "samples.png").width > 300
     shown = "warning: one caption is given" in result.stdout

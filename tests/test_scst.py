@@ -21,7 +21,6 @@ from captioning.data.dataset import Batch
 from captioning.data.records import Record
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
-from captioning.metrics.bleu import sentence_bleu
 from captioning.metrics.score import References
 from captioning.models.caption_model import CaptionModel
 from captioning.models.decoders.recurrent import RecurrentDecoder
@@ -231,12 +230,12 @@ def test_the_reward_is_of_raw_references_and_knows_no_unknown_words():
 
 
 def test_bleu_of_a_caption_alone_is_that_of_cocos_code():
-    ours = References(list(TEXTS.values()))
-    texts = ["a red circle is here", "a blue thing with a square", "two green bars"]
-    got = sentence_bleu(ours.bleu.each(ours.compare(texts, [0, 1, 2])))
-    plain = {i: [text.lower().replace(".", "") for text in its] for i, its in enumerate(TEXTS.values())}
-    _, each = Bleu(4).compute_score(plain, {i: [text] for i, text in enumerate(texts)}, verbose=0)
-    np.testing.assert_allclose(got, each[3], rtol=1e-6)
+    loss = reading(cider=0.0, bleu4=1.0)
+    texts = ["a red circle is here", "a blue circle is there", "two green bars"]
+    got = loss.reward(tokens(*texts), list("abc"))
+    plain = {i: [f"{text.lower().replace('.', '')} end" for text in its] for i, its in enumerate(TEXTS.values())}
+    _, each = Bleu(4).compute_score(plain, {i: [f"{text} end"] for i, text in enumerate(texts)}, verbose=0)
+    np.testing.assert_allclose(got, each[3], rtol=1e-5)
     assert got[0] == pytest.approx(1) and got[1] < 0.01
 
 

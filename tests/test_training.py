@@ -73,6 +73,8 @@ def test_a_run_that_is_killed_and_restarted_ends_with_the_same_weights_bit_for_b
     assert last.progress.step == whole.progress.step == 2 * whole.steps_per_epoch
     assert same(weights(last), weights(whole))
     assert last.progress.metrics == whole.progress.metrics
+    curve = lambda trainer: [its | {"seconds": 0} for its in trainer.progress.history]  # noqa: E731
+    assert curve(last) == curve(whole) and [its["epoch"] for its in curve(last)] == list(range(1, whole.progress.epoch + 1))
     assert train(*overrides, run=tmp_path / "killed").fit() is None  # finished: nothing is trained twice
 
 

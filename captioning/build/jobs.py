@@ -1,6 +1,5 @@
 """What train.py and eval.py do."""
 
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -164,9 +163,10 @@ class Training:
 def evaluate(config: DictConfig) -> None:
     """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
     settings = as_dict(config)
-    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show"))
+    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show", "java"))
     import torch
 
+    from captioning.analysis import results
     from captioning.analysis.samples import captioned_pictures
     from captioning.build.features import evaluated_run
     from captioning.build.objects import make
@@ -174,7 +174,7 @@ def evaluate(config: DictConfig) -> None:
     from captioning.data.dataset import ReferenceBatches, ReferenceImages
     from captioning.training.console import progress, say
     from captioning.training.distributed import World, find_device
-    from captioning.training.evaluate import Evaluator, warning_of_collapse
+    from captioning.training.evaluate import Evaluator, warning_of_collapse, with_more
     from captioning.training.memory import keep_freed_memory
     from captioning.training.settings import autocast
 
@@ -203,14 +203,10 @@ def evaluate(config: DictConfig) -> None:
     )
     with progress(f"captioning {settings['split']}", len(records)) as advance:
         evaluation = evaluator(run.model, advance)
+    evaluation, notes = with_more(evaluation, evaluator.prepared, data.read("train")["train"], settings["java"])
     folder = Path(settings["out"] or run.path)
     about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(evaluation.metrics | about, indent=1) + "\n")
-        (folder / "captions.json").write_text(json.dumps(evaluation.captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
+    results.write(folder, evaluation, evaluator.references, about)
     if settings["show"]:
         with torch.inference_mode():
             page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)
@@ -220,5 +216,7 @@ def evaluate(config: DictConfig) -> None:
     for name, value in evaluation.metrics.items():
         say(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
     say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
+    for note in notes:
+        say(f"note: {note}")
     if warning := warning_of_collapse(evaluation.metrics):
         say(f"warning: {warning}")

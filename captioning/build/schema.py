@@ -20,6 +20,7 @@ TOP = {  # keys of train.yaml and eval.yaml themselves
     "precision": Literal["fp32", "bf16", "fp16"],
     "out": str | None,
     "show": Whole,
+    "java": bool,
 }
 OPTIMIZER = {"lr": Positive, "weight_decay": Number, "momentum": Fraction}  # torch's own hints know no ranges
 TRAINING = (  # what a run needs

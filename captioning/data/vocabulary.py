@@ -1,5 +1,6 @@
 """Words to ids and back. One tokenizer for training text; the metrics have their own and see strings only."""
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -57,6 +58,11 @@ class Vocabulary:
         """The share of words in these captions which are not in the vocabulary."""
         known = Counter(word in self.ids for caption in captions for word in words(caption))
         return known[False] / max(1, known.total())
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal words in equal order."""
+        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
 
     def save(self, path: Path) -> None:
         path.write_text(json.dumps(self.words[len(self.SPECIAL) :], ensure_ascii=False, indent=0) + "\n", encoding="utf-8")

@@ -1,11 +1,21 @@
-"""Corpus BLEU as COCO computes it (Papineni et al. 2002): no smoothing, the closest reference's length for the brevity penalty."""
+"""Corpus BLEU as COCO computes it (Papineni et al. 2002): hardly any smoothing, the closest reference's length for the brevity penalty."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from captioning.metrics.ngrams import LONGEST, Captions, Compared
+
+TINY, SMALL = 1e-15, 1e-9  # COCO's: nothing is divided by zero, and no match is nearly 0
+
+
+class Sums(NamedTuple):
+    """What BLEU is made of. R sets of captions: one, or as many as were drawn from them to see how sure a value is."""
+
+    matches: np.ndarray  # (R, LONGEST)
+    guesses: np.ndarray  # (R, LONGEST) n-grams in the captions
+    length: np.ndarray  # (R,) in words
+    reference_length: np.ndarray  # (R,)
 
 
 class Statistics(NamedTuple):
@@ -14,6 +24,11 @@ class Statistics(NamedTuple):
     matches: np.ndarray  # (C, LONGEST)
     length: np.ndarray  # (C,) in words
     reference_length: np.ndarray  # (C,)
+
+    def sums(self, times: np.ndarray) -> Sums:
+        """times (R, C): how often each caption is in each set."""
+        guesses = np.maximum(0, self.length[:, None] - np.arange(LONGEST))
+        return Sums(times @ self.matches, times @ guesses, times @ self.length, times @ self.reference_length)
 
 
 class Bleu:
@@ -38,22 +53,10 @@ class Bleu:
         return Statistics(matches, captions.lengths, np.array(closest, dtype=np.int64))
 
 
-def bleu(statistics: Statistics) -> dict[str, float]:
-    """bleu1..bleu4, in 0..1, of any captions: n-gram matches are summed over them before anything is divided."""
-    matches, length, reference_length = (its.sum(axis=0).tolist() for its in statistics)
-    brevity = math.exp(min(0.0, 1 - reference_length / length)) if length else 0.0
-    scores, log_sum = {}, 0.0
-    for n in range(LONGEST):
-        guesses = int(np.maximum(0, statistics.length - n).sum())
-        log_sum += math.log(matches[n] / guesses) if matches[n] else -math.inf
-        scores[f"bleu{n + 1}"] = brevity * math.exp(log_sum / (n + 1))
-    return scores
-
-
-def sentence_bleu(statistics: Statistics) -> np.ndarray:
-    """(C,) BLEU-4 of every caption alone, as the field's code for rewards takes it from COCO's: 0 without a common 4-gram, but for a
-    trace (1e-15 matches) that orders captions which have common words."""
-    guesses = np.maximum(0, statistics.length[:, None] - np.arange(LONGEST))
-    ratio = (statistics.length + 1e-15) / (statistics.reference_length + 1e-9)
-    precision = ((statistics.matches + 1e-15) / (guesses + 1e-9)).prod(axis=1)
-    return precision ** (1 / LONGEST) * np.exp(np.minimum(0, 1 - 1 / ratio))
+def bleu(sums: Sums) -> dict[str, np.ndarray]:
+    """bleu1..bleu4, each (R,) in 0..1: n-gram matches are summed over captions before anything is divided."""
+    ratio = (sums.length + TINY) / (sums.reference_length + SMALL)
+    brevity = np.exp(np.minimum(0, 1 - 1 / ratio))
+    precision = (sums.matches + TINY) / (sums.guesses + SMALL)
+    means = precision.cumprod(axis=1) ** (1 / np.arange(1, LONGEST + 1))  # geometric, over 1, 2 ... lengths of n-grams
+    return {f"bleu{n + 1}": brevity * means[:, n] for n in range(LONGEST)}

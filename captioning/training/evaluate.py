@@ -4,22 +4,29 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from captioning.data.dataset import ReferenceBatches
+from captioning.data.records import Record
 from captioning.data.vocabulary import Vocabulary
-from captioning.metrics.score import References, describe
+from captioning.metrics.diversity import describe, diversity, novelty
+from captioning.metrics.java import java_columns
+from captioning.metrics.results import Result, implementation
+from captioning.metrics.score import References
 from captioning.models.caption_model import CaptionModel
 from captioning.models.features import ImageFeatures, Inputs
 from captioning.search import Search
 from captioning.training.distributed import World
-from captioning.training.losses import cross_entropy
+from captioning.training.losses import caption_losses
 
 
 class Evaluation(NamedTuple):
     metrics: dict[str, float]
     captions: dict[str, str]  # image id -> caption
+    candidates: dict[str, list[str]]  # image id -> all hypotheses that the search returned, the caption first
+    result: Result  # each image's part in the metrics
 
 
 def to_device(images: Inputs, device: torch.device) -> Inputs:
@@ -47,9 +54,10 @@ class Evaluator:
 
     @torch.inference_mode()
     def __call__(self, model: CaptionModel, progress: Callable[[int], None] = lambda images: None) -> Evaluation:
-        device, captions = self.world.device, {}
-        losses: list[Tensor] = []
-        words = 0
+        device = self.world.device
+        candidates: dict[str, list[str]] = {}
+        losses: list[Tensor] = []  # of every image, in the order of the candidates
+        words: list[int] = []
         model.eval()
         for batch in self.batches:
             with self.autocast():
@@ -57,36 +65,61 @@ class Evaluator:
                 found = self.search(model.decoder.step, model.decoder.init_state(features))
                 tokens = batch.tokens.to(device)
                 output = model.decoder(features, tokens[:, :-1])
-            losses.append(cross_entropy(output, tokens[:, 1:]))
-            words += int((batch.tokens[:, 1:] != Vocabulary.pad).sum())
-            texts = (self.vocabulary.decode(ids) for ids in found.tokens[:, 0].tolist())
-            captions.update(zip(batch.image_ids, texts))
+            each = len(tokens) // len(batch.image_ids)
+            losses.append(caption_losses(output, tokens[:, 1:]).unflatten(0, (-1, each)).sum(dim=1))
+            words += (batch.tokens[:, 1:] != Vocabulary.pad).unflatten(0, (-1, each)).sum(dim=(1, 2)).tolist()
+            texts = [[self.vocabulary.decode(ids) for ids in hypotheses] for hypotheses in found.tokens.tolist()]
+            candidates.update(zip(batch.image_ids, texts))
             progress(len(batch.image_ids))
-        captions = {name: text for its in self.world.gather(captions) for name, text in its.items()}
-        totals = self.world.gather((sum(float(loss) for loss in losses), words))
-        loss, words = (sum(its) for its in zip(*totals))
-        return Evaluation(grade(captions, self.prepared) | {"loss": loss / max(1, words)}, captions)
+        its = list(zip(candidates.items(), torch.cat(losses).tolist() if losses else [], words))
+        return self.evaluation([item for part in self.world.gather(its) for item in part])
+
+    def evaluation(self, its: list[tuple[tuple[str, list[str]], float, int]]) -> Evaluation:
+        """its: of every image ((id, its candidates), the loss of its references, their words)."""
+        candidates = dict(pair for pair, _, _ in its)
+        captions = {name: texts[0] for name, texts in candidates.items()}
+        result, said = grade(captions, self.prepared)
+        losses = {name: (loss, words) for (name, _), loss, words in its}
+        columns = {key: np.array(values) for key, values in zip(("loss", "words"), zip(*(losses[name] for name in result.image_ids)))}
+        about = f"vocab:{self.vocabulary.digest[:8]}|{self.prepared.references.about}"
+        signatures = {name: f"{name}|{about}|impl:{implementation()}" for name in ("loss", "perplexity")}
+        result = Result(result.image_ids, result.columns | columns, result.signatures | signatures)
+        return Evaluation(result.metrics | said, captions, candidates, result)
+
+
+def with_more(evaluation: Evaluation, prepared: "Prepared", training: Sequence[Record], with_java: bool) -> tuple[Evaluation, list[str]]:
+    """What is looked at once, not after every epoch: novelty, diversity of candidates, METEOR and SPICE; and why some are left out."""
+    captions = [evaluation.captions[name] for name in prepared.names]
+    more = diversity([evaluation.candidates[name] for name in prepared.names], prepared.references)
+    if training:
+        more["novelty"] = novelty(captions, (text for record in training for text in record.captions))
+    columns, notes = java_columns(captions, prepared.texts) if with_java else ({}, [])
+    result = evaluation.result.extended(columns, prepared.references.about)
+    return evaluation._replace(metrics=evaluation.metrics | result.metrics | more, result=result), notes
 
 
 class Prepared(NamedTuple):
     names: list[str]  # image ids, in the order of the references
+    texts: list[Sequence[str]]
     references: References
 
 
 def prepare(references: Mapping[str, Sequence[str]]) -> Prepared:
     names = sorted(references)
-    return Prepared(names, References([references[name] for name in names]))
+    texts = [references[name] for name in names]
+    return Prepared(names, texts, References(texts))
 
 
-def grade(captions: Mapping[str, str], prepared: Prepared) -> dict[str, float]:
-    """Metrics and caption statistics, for captions of at least these images."""
+def grade(captions: Mapping[str, str], prepared: Prepared) -> tuple[Result, dict[str, float]]:
+    """The result, and what the captions look like, for captions of at least these images."""
     hypotheses = [captions[name] for name in prepared.names]
-    return prepared.references.score(hypotheses) | describe(hypotheses)
+    return prepared.references.result(hypotheses, prepared.names), describe(hypotheses)
 
 
 def measure(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """`grade`, for those who grade once. References are raw strings, by image id."""
-    return grade(captions, prepare(references))
+    """Metrics and caption statistics, for those who grade once. References are raw strings, by image id."""
+    result, said = grade(captions, prepare(references))
+    return result.metrics | said
 
 
 def warning_of_collapse(metrics: Mapping[str, float]) -> str | None:

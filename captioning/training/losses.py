@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 from torch.autograd.function import once_differentiable
 
@@ -94,6 +95,16 @@ def cross_entropy(output: DecoderOutput, targets: Tensor, label_smoothing: float
     """Summed over words, each as often as it weighs; the plain one is what validation reports."""
     weights = (targets != PAD).float() if weights is None else weights
     return SummedCrossEntropy.apply(output.logits.flatten(0, 1), targets.flatten(), weights.flatten(), label_smoothing)
+
+
+def caption_losses(output: DecoderOutput, targets: Tensor) -> Tensor:
+    """(B*K,): each caption's own sum, in float32, a few captions at a time; no gradient."""
+    captions = max(1, rows_at_once(output.logits.device, output.logits.shape[2]) // max(1, targets.shape[1]))
+    parts = [
+        F.cross_entropy(logits.float().transpose(1, 2), target, ignore_index=PAD, reduction="none").sum(dim=1)
+        for logits, target in zip(output.logits.split(captions), targets.split(captions))
+    ]
+    return torch.cat(parts)
 
 
 class SummedCrossEntropy(torch.autograd.Function):

@@ -12,7 +12,7 @@ from captioning.data.dataset import Batch
 from captioning.data.records import Record
 from captioning.data.vocabulary import Vocabulary
 from captioning.kinds import Count, Number, Positive
-from captioning.metrics.bleu import sentence_bleu
+from captioning.metrics.bleu import bleu
 from captioning.metrics.score import References
 from captioning.models.caption_model import CaptionModel
 from captioning.models.decoders.base import DecoderOutput
@@ -28,7 +28,8 @@ NEVER = -1e4  # a logit whose probability is 0 in every precision
 class SelfCritical(Loss):
     """Minus the expected reward of a sampled caption, by REINFORCE: -log p of each sample, times how much better than a baseline it is.
 
-    cider, bleu4: the reward is cider * CIDEr-D (0 to 10) + bleu4 * BLEU-4 (0 to 1), each of a caption alone.
+    cider, bleu4: the reward is cider * CIDEr-D (0 to 10) + bleu4 * BLEU-4 (0 to 1), each of a caption alone, as COCO's code has them:
+        a caption without a common 4-gram has a BLEU-4 of nearly 0.
     samples: captions drawn for an image.
     baseline: `mean`, of the image's other samples (Luo 2020, "A better variant of self-critical sequence training"); `greedy`, the reward
         of the greedy caption (Rennie et al., equation 9). Neither changes the expected gradient.
@@ -72,7 +73,7 @@ class SelfCritical(Loss):
         if self.cider:
             reward += self.cider * self.references.cider.each(compared)
         if self.bleu4:
-            reward += self.bleu4 * sentence_bleu(self.references.bleu.each(compared))
+            reward += self.bleu4 * bleu(self.references.bleu.each(compared).sums(np.eye(len(texts))))["bleu4"]
         return torch.from_numpy(reward).float() * (tokens == EOS).any(dim=1).cpu()
 
     def count(self, batch: Batch) -> int:

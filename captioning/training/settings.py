@@ -51,7 +51,12 @@ class Progress:
     best: float | None = None
     waited: int = 0  # validations since the best
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
-    seconds: float = 0.0
+    history: list[dict[str, float | None]] = field(
+        default_factory=list
+    )  # of every validation: epoch, step, seconds, train_loss and its metrics
+    loss: float | None = None  # in training, as last logged
+    seconds: float = 0.0  # in training steps
+    peak_memory: int = 0  # bytes: the GPU's, or the process's on a CPU
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -24,6 +24,7 @@ from captioning.training.distributed import World
 from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
 from captioning.training.logger import Logger
 from captioning.training.losses import Loss, Turn
+from captioning.training.memory import peak_memory
 from captioning.training.schedules import Schedule
 from captioning.training.settings import Progress, Settings, autocast
 
@@ -145,14 +146,17 @@ class Trainer:
                         | {f"train/lr_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)},
                     )
                     advance(0, ", ".join(f"{name} {value:.3f}" for name, value in since.items()))
-                    at.seconds, began = at.seconds + now - began, now
+                    at.loss, at.seconds, began = since["loss"], at.seconds + now - began, now
                     sums, counted, steps = torch.zeros_like(sums), 0, 0
                 advance(1)
                 if settings.max_steps and at.step >= settings.max_steps:
-                    return
+                    break
                 if settings.checkpoint_every and at.step % settings.checkpoint_every == 0:
                     self.save()
-        at.epoch, at.batch = at.epoch + 1, 0
+            else:
+                at.epoch, at.batch = at.epoch + 1, 0
+        at.seconds += time.monotonic() - began
+        at.peak_memory = max(at.peak_memory, peak_memory(self.world.device))
 
     def train_step(self, group: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
         """One optimizer step on these batches -> means (the loss, then its facts), what they are means over, the gradient's norm; of
@@ -193,6 +197,8 @@ class Trainer:
                 evaluation = self.evaluator(self.model, advance)
             value = evaluation.metrics[settings.monitor]
             at.metrics = evaluation.metrics
+            about = {"epoch": at.epoch, "step": at.step, "seconds": round(at.seconds, 1), "train_loss": at.loss}
+            at.history.append(about | at.metrics)
             improved = at.best is None or (value < at.best if settings.monitor == "loss" else value > at.best)
             at.best, at.waited = (value, 0) if improved else (at.best, at.waited + 1)
             if improved and self.world.is_main:

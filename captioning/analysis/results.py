@@ -1,0 +1,47 @@
+"""What an evaluation leaves in a folder (metrics, scores, captions, references and candidates, as JSON), and reading it again."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captioning.errors import UserError
+from captioning.metrics.results import Result
+from captioning.training.evaluate import Evaluation
+
+
+class Evaluated(NamedTuple):
+    metrics: dict[str, Any]  # metrics, what the captions look like, split, search, signatures
+    result: Result
+    captions: dict[str, str]
+    references: dict[str, list[str]]
+
+
+def write(folder: Path, evaluation: Evaluation, references: Mapping[str, Sequence[str]], about: Mapping[str, Any]) -> None:
+    """about: stands in metrics.json too. UserError where nothing can be written."""
+    texts = {"captions": evaluation.captions, "references": references}
+    if any(len(its) > 1 for its in evaluation.candidates.values()):
+        texts["candidates"] = evaluation.candidates
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "candidates.json").unlink(missing_ok=True)
+        for name, content in texts.items():
+            (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        evaluation.result.save(folder / "scores.json")
+        metrics = evaluation.metrics | dict(about) | {"signatures": evaluation.result.signatures}
+        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
+
+
+def read(folder: Path) -> Evaluated:
+    """UserError where there is no whole evaluation."""
+    if not (folder / "scores.json").is_file():
+        raise UserError(f"{folder}: not evaluated yet (no scores.json): python eval.py run={folder}")
+    try:
+        metrics, captions, references = (
+            json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "captions", "references")
+        )
+        return Evaluated(metrics, Result.load(folder / "scores.json"), captions, references)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: its evaluation cannot be read ({error}): python eval.py run={folder}") from None

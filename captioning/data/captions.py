@@ -1,0 +1,61 @@
+"""Captions of images in anybody's file, by image id: COCO's and Karpathy's JSON, plain JSON, JSON lines, CSV, Flickr's tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from captioning.data.annotations import csv_rows, token_file
+from captioning.data.records import read_lines, read_text
+from captioning.errors import UserError
+
+IDS = ("image_id", "image", "id", "filename", "file_name")
+FORMATS = (
+    '{"id": "caption"}, {"id": ["caption", ...]}, [{"image_id": ..., "caption": ...}], COCO\'s and Karpathy\'s annotations, JSON lines, '
+    "CSV with a header, or IMAGE#NUMBER<tab>CAPTION"
+)
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """All captions of each image, in the order of the file. Ids are strings: COCO's 42 is "42"."""
+    if path.suffix == ".csv":
+        header = read_lines(path)[:1] or [""]
+        key = next((name for name in IDS if name in [cell.strip() for cell in header[0].split(",")]), "image_id")
+        return grouped(path, [(f"line {line}", row, key) for line, row in csv_rows(path, key, "caption")])
+    if path.suffix in (".txt", ".token"):
+        return dict(token_file(path).texts)
+    if path.suffix == ".jsonl":
+        lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
+        return grouped(path, [(f"line {number}", parsed(path, line, number), None) for number, line in lines])
+    content = parsed(path, read_text(path), 1)
+    if isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" not in content:
+        content = [
+            {"image_id": image.get("filename"), "caption": sentence.get("raw")}
+            for image in content["images"]
+            for sentence in image.get("sentences", [])
+        ]
+    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = content["annotations"]
+    if isinstance(content, list):
+        return grouped(path, [(f"item {number}", row, None) for number, row in enumerate(content)])
+    texts = {name: [its] if isinstance(its, str) else its for name, its in content.items()} if isinstance(content, dict) else {"": None}
+    for name, its in texts.items():
+        if not (isinstance(its, list) and its and all(isinstance(text, str) for text in its)):
+            raise UserError(f"{path}: no captions at {name!r}; allowed: {FORMATS}")
+    return texts
+
+
+def parsed(path: Path, text: str, line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {line + error.lineno - 1}: not JSON ({error.msg})") from None
+
+
+def grouped(path: Path, rows: list[tuple[str, Any, str | None]]) -> dict[str, list[str]]:
+    texts: dict[str, list[str]] = {}
+    for where, row, key in rows:
+        key = key or (next((name for name in IDS if name in row), None) if isinstance(row, dict) else None)
+        if key is None or not isinstance(row.get("caption"), str) or row[key] in (None, ""):
+            raise UserError(f"{path} {where}: no image id ({', '.join(IDS)}) or no caption; allowed: {FORMATS}")
+        texts.setdefault(str(row[key]), []).append(row["caption"])
+    return texts
