@@ -14,7 +14,7 @@ LOWER = {  # layer: what it may import of this package, beside errors, kinds and
     "metrics": {"metrics"},
     "models": {"models", "search"},
     "cache": {"cache", "data", "models"},
-    "training": {"training", "data", "models", "metrics", "search"},
+    "training": {"training", "data", "models", "metrics", "search", "sampling"},
     "analysis": {"analysis", "training", "data", "models", "metrics", "search"},
     "errors": set(), "kinds": set(), "randomness": set(), "doctor": set(),
 }  # fmt: skip

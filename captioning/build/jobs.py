@@ -31,14 +31,23 @@ class Training:
     def __init__(self, config: dict[str, Any]):
         from captioning.build.objects import make, make_data, make_optimizer, make_settings
         from captioning.build.runs import refuse_another
+        from captioning.build.start import check_start
+        from captioning.training import checkpoint
         from captioning.training.distributed import find_device
 
         self.config, self.run = config, Path(config["run"])
         refuse_another(self.run, config)
+        self.start_from = None if config.get("start") is None else Path(config["start"])
+        self.goes_on = checkpoint.find(self.run / "last") is not None
+        if self.start_from and not self.goes_on:
+            check_start(self.start_from, config)
         self.settings = make_settings(config)
         self.data = make_data(config)
         self.search, self.loss = make("search", config["search"]), make("loss", config["loss"])
         self.schedule, self.cache = make("scheduler", config["scheduler"]), make("cache", config["cache"])
+        if self.settings.scheduled_sampling and not self.loss.reads_captions:
+            share = self.settings.scheduled_sampling
+            raise UserError(f"trainer.scheduled_sampling={share}: this loss reads no captions that words could be put into; allowed: 0.0")
         make_optimizer(config, None)
         find_device(config["device"])
 
@@ -65,6 +74,7 @@ class Training:
         from captioning.build.features import Features, copy_weights, open_features
         from captioning.build.objects import make, make_model, make_optimizer
         from captioning.build.runs import flat, prepare, save_weights
+        from captioning.build.start import check_frozen, take_weights
         from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
         from captioning.data.vocabulary import Vocabulary
         from captioning.models.encoders import GivenFeatures
@@ -81,8 +91,15 @@ class Training:
         torch.use_deterministic_algorithms(settings.deterministic)
         splits = data.read("train", "val")
         texts = [caption for record in splits["train"] for caption in record.captions]
-        vocabulary = Vocabulary.build(texts, data.min_count)
+        begins_with = None if self.goes_on else self.start_from
+        if self.start_from:
+            vocabulary = Vocabulary.load((begins_with or self.run) / "vocabulary.json")
+        else:
+            vocabulary = Vocabulary.build(texts, data.min_count)
+        self.loss.read(splits["train"], vocabulary)
         weights, found = open_features(config, data, self.cache, world)
+        if begins_with:
+            check_frozen(begins_with, weights)
         if isinstance(found, Features):
             stores = {split: found.store(splits[split]) for split in ("train", "val")}
             encoder, save_encoder = GivenFeatures(stores["train"].dims), partial(copy_weights, stores["train"])
@@ -93,12 +110,17 @@ class Training:
         if config["vectors"] is not None:
             count = read_vectors(Path(config["vectors"]), vocabulary.words, model.decoder.words.vectors.weight)
             say(f"vectors: {count} of {len(vocabulary)} words have one")
+        at = take_weights(begins_with, model) if begins_with else None
         if world.is_main:
             prepare(self.run, config, splits, vocabulary, weights, save_encoder)
             unknown = vocabulary.unknown_rate(caption for record in splits["val"] for caption in record.captions)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             say(f"run {self.run} on {world.device}{f', {world.size} processes' if world.size > 1 else ''}")
             say(f"{len(splits['train'])} training images, {len(texts)} captions; {len(splits['val'])} validation images")
+            if at:
+                say(f"starting from {begins_with}: epoch {at['epoch']}, step {at['step']}, cider {at['metrics'].get('cider', 0):.3f}")
+            elif not self.loss.reads_captions and self.start_from is None:
+                say("warning: what an untrained model says earns next to nothing: train with loss=cross_entropy first, then give start=RUN")
             say(f"{len(vocabulary)} words; {unknown:.1%} of the validation words are not among them; {trained / 1e6:.1f} M parameters")
         model.to(world.device)
         if settings.compile:
@@ -108,11 +130,13 @@ class Training:
         if isinstance(found, Features):
             sources = {split: found.source(store, model.decoder.uses_grid) for split, store in stores.items()}
         ranks = {"rank": world.rank, "world": world.size}
-        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"], data.captions_together)
+        together = data.captions_together if self.loss.reads_captions else max(len(record.captions) for record in splits["train"])
+        captions = TrainingCaptions(splits["train"], vocabulary, data.max_length, sources["train"], together)
         batches = TrainingBatches(captions, data.batch_size, seed=seed, workers=data.workers, **ranks)
         images = ReferenceImages(splits["val"], vocabulary, data.max_length, sources["val"])
         if world.is_main:
-            say(f"{len(batches.order(0))} batches an epoch, {batches.padding():.1%} of them padding; {captions.source.about}")
+            padding = f", {batches.padding():.1%} of them padding" if self.loss.reads_captions else ""
+            say(f"{len(batches.order(0))} batches an epoch{padding}; {captions.source.about}")
         return Trainer(
             settings,
             model=model,

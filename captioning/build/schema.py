@@ -15,6 +15,7 @@ TOP = {  # keys of train.yaml and eval.yaml themselves
     "features": Literal["on", "off", "auto"],
     "run": str | None,
     "vectors": str | None,
+    "start": str | None,
     "split": Literal["train", "val", "test"],
     "precision": Literal["fp32", "bf16", "fp16"],
     "out": str | None,

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from captioning.data.dataset import Batch, TrainingBatches
-from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
 from captioning.models.caption_model import CaptionModel
-from captioning.models.decoders.base import DecoderOutput
-from captioning.models.features import Inputs
 from captioning.randomness import generator_for, seed_for
 from captioning.training import checkpoint
 from captioning.training.averaging import AverageWeights
@@ -26,12 +23,10 @@ from captioning.training.console import progress, say
 from captioning.training.distributed import World
 from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
 from captioning.training.logger import Logger
+from captioning.training.losses import Loss, Turn
 from captioning.training.memory import peak_memory
-from captioning.training.scheduled_sampling import with_own_words
 from captioning.training.schedules import Schedule
 from captioning.training.settings import Progress, Settings, autocast
-
-Loss = Callable[[DecoderOutput, Tensor], Tensor]
 
 
 class Trainer:
@@ -130,28 +125,29 @@ class Trainer:
         at, settings = self.progress, self.settings
         self.model.train()
         epoch = self.batches.epoch(at.epoch, start=at.batch)
-        (losses, spoken), steps, began = torch.zeros(2, device=self.world.device), 0, time.monotonic()  # since the last log
+        figures = ("loss", *self.loss.facts)
+        sums, counted, steps, began = torch.zeros(len(figures), device=self.world.device), 0, 0, time.monotonic()  # since the last log
         title, length = f"epoch {at.epoch + 1}/{settings.epochs}", self.steps_per_epoch
         with progress(title, length, at.batch // settings.accumulate, self.world.is_main) as advance:
             while group := take(epoch, settings.accumulate):
-                loss, words, norm = self.train_step(group)
+                means, count, norm = self.train_step(group)
                 at.batch, at.step = at.batch + len(group), at.step + 1
-                losses, spoken, steps = losses + loss, spoken + words, steps + 1
+                sums, counted, steps = sums + means, counted + count, steps + 1
                 if at.step % settings.log_every == 0:
                     now = time.monotonic()
-                    mean = losses.item() / steps
+                    since = dict(zip(figures, (sums / steps).tolist()))
                     self.logger.scalars(
                         at.step,
-                        {
-                            "train/loss": mean,
+                        {f"train/{name}": value for name, value in since.items()}
+                        | {
                             "train/gradient_norm": norm.item(),
-                            "train/words_per_second": spoken.item() / (now - began),
+                            f"train/{self.loss.counts}_per_second": float(counted) / (now - began),
                         }
                         | {f"train/lr_{i}": group["lr"] for i, group in enumerate(self.optimizer.param_groups)},
                     )
-                    advance(0, f"loss {mean:.3f}")
-                    at.loss, at.seconds, began = mean, at.seconds + now - began, now
-                    (losses, spoken), steps = torch.zeros(2, device=self.world.device), 0
+                    advance(0, ", ".join(f"{name} {value:.3f}" for name, value in since.items()))
+                    at.loss, at.seconds, began = since["loss"], at.seconds + now - began, now
+                    sums, counted, steps = torch.zeros_like(sums), 0, 0
                 advance(1)
                 if settings.max_steps and at.step >= settings.max_steps:
                     break
@@ -163,23 +159,24 @@ class Trainer:
         at.peak_memory = max(at.peak_memory, peak_memory(self.world.device))
 
     def train_step(self, group: list[Batch]) -> tuple[Tensor, Tensor, Tensor]:
-        """One optimizer step on these batches -> the mean loss a word, the words, the gradient's norm; over all ranks."""
-        torch.manual_seed(seed_for(self.seed, "step", self.progress.step, self.world.rank))
-        device = self.world.device
-        said = sum(int((batch.tokens[:, 1:] != Vocabulary.pad).sum()) for batch in group)
-        said = self.world.sum(torch.tensor(said, device=device, dtype=torch.float32))
-        total = torch.zeros((), device=device)
+        """One optimizer step on these batches -> means (the loss, then its facts), what they are means over, the gradient's norm; of
+        all ranks."""
+        at, rank, device = self.progress, self.world.rank, self.world.device
+        torch.manual_seed(seed_for(self.seed, "step", at.step, rank))
+        turn = Turn(self.settings.scheduled_sampling * at.step / self.total_steps, generator_for(self.seed, "sampling", at.step, rank))
+        count = self.world.sum(torch.tensor(sum(map(self.loss.count, group)), device=device, dtype=torch.float32))
+        totals = torch.zeros(1 + len(self.loss.facts), device=device)
         for number, batch in enumerate(group, start=1):
-            tokens = batch.tokens.to(device, non_blocking=True)
-            images = to_device(batch.images, device)
+            batch = batch._replace(images=to_device(batch.images, device), tokens=batch.tokens.to(device, non_blocking=True))
             waits = isinstance(self.parallel, DistributedDataParallel) and number < len(group)
-            inputs = self.sampled(images, tokens)  # not inside the autocast below: its weights, cast without a gradient, would be kept
+            with self.autocast():  # not the one below: weights that it cast without a gradient would be kept
+                lesson = self.loss.lesson(self.model, batch, turn)
             with self.parallel.no_sync() if waits else nullcontext():  # type: ignore[operator]
                 with self.autocast():
-                    output = self.parallel(images, inputs)
-                loss = self.loss(output, tokens[:, 1:]) / said
+                    output = self.parallel(batch.images, lesson.inputs)
+                loss = self.loss(output, lesson.tokens[:, 1:], lesson.weights) / count
                 self.scaler.scale(loss * self.world.size).backward()  # DDP takes the mean over ranks, this makes it a sum
-            total += loss.detach()
+            totals += torch.stack([loss.detach(), *(fact / count for fact in lesson.facts)])
         factor = self.schedule.factor(self.progress.step, self.total_steps, self.steps_per_epoch)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = parameters["base_lr"] * factor
@@ -189,16 +186,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.average.update()
-        return self.world.sum(total), said, norm
-
-    def sampled(self, images: Inputs, tokens: Tensor) -> Tensor:
-        """The input words of this step: with scheduled sampling, some are the model's own."""
-        share = self.settings.scheduled_sampling * self.progress.step / self.total_steps
-        if not share:
-            return tokens
-        draws = generator_for(self.seed, "sampling", self.progress.step, self.world.rank)
-        with self.autocast():
-            return with_own_words(self.model, images, tokens, torch.rand(tokens.shape, generator=draws) < share)
+        return self.world.sum(totals), count, norm
 
     # After an epoch
 
