@@ -2,9 +2,11 @@
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -13,28 +15,61 @@ from captioning.build.compose import as_dict
 from captioning.build.schema import TRAINING, check
 from captioning.errors import UserError
 
+EVALUATION = ("search", "run", "split", "device", "features", "precision", "out", "show")  # what an evaluation needs
+
+if TYPE_CHECKING:
+    from captioning.training.settings import Progress
+
 
 def train(config: DictConfig) -> None:
-    """Train one run to its end, from where it was. The same command goes on."""
+    """Train one run to its end, from where it was. The same command goes on. With `hparams_search=`, a whole search of such runs."""
+    settings = training_settings(config)
+    if search := settings.pop("hparams_search", None):
+        from captioning.build.hparams import run_search
+
+        run_search(search, settings, list(HydraConfig.get().overrides.task))
+    else:
+        Training(settings).start()
+
+
+def training_settings(config: DictConfig) -> dict[str, Any]:
     settings = as_dict(config)
+    if settings.get("hparams_search"):
+        from captioning.build.hparams import need_optuna
+
+        need_optuna()  # before its classes are looked up
     check(settings, needed=TRAINING)
     if settings["run"] is None:
         from captioning.build.runs import default_directory
 
         hydra = HydraConfig.get()
         settings["run"] = str(default_directory(dict(hydra.runtime.choices), list(hydra.overrides.task), settings["seed"]))
-    Training(settings).start()
+    return settings
+
+
+def trained(config: DictConfig) -> tuple[Path, bool]:
+    """The run directory, and whether the run is finished: known without the data."""
+    from captioning.build.objects import make_settings
+    from captioning.build.runs import ending, refuse_another
+
+    settings = training_settings(config)
+    if settings.pop("hparams_search", None):
+        raise UserError("hparams_search: is many runs already; take it without -m")
+    run = Path(settings["run"])
+    refuse_another(run, settings)
+    return run, ending(run, make_settings(settings))[1] is not None
 
 
 class Training:
     """Puts a run together from its settings, cheap things first, so that a mistake shows before anything is read."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], gives_up: "Callable[[Progress], bool]" = lambda at: False):
+        """gives_up: asked after each validation whether to end there."""
         from captioning.build.objects import make, make_data, make_optimizer, make_settings
         from captioning.build.runs import refuse_another
         from captioning.training.distributed import find_device
 
-        self.config, self.run = config, Path(config["run"])
+        self.config, self.run, self.gives_up = config, Path(config["run"]), gives_up
         refuse_another(self.run, config)
         self.settings = make_settings(config)
         self.data = make_data(config)
@@ -44,20 +79,26 @@ class Training:
         find_device(config["device"])
 
     def start(self) -> None:
+        from captioning.build.members import FAILURE
+        from captioning.build.runs import alone, ending
         from captioning.training.console import say
         from captioning.training.distributed import open_world
         from captioning.training.memory import keep_freed_memory
 
-        keep_freed_memory()
-        world = open_world(self.config["device"])
-        trainer = self.trainer(world)
-        evaluation = trainer.fit()
-        if world.is_main:
-            if evaluation is None:
-                at = trainer.progress
-                say(f"{self.run} is finished, at epoch {at.epoch}, step {at.step}. To go on, raise {trainer.ended_by}")
+        is_main = os.environ.get("RANK", "0") == "0"
+        at, over = ending(self.run, self.settings)
+        if over is None:
+            keep_freed_memory()
+            refusal = f"run={self.run}: another process is training there; wait for it, or end it"
+            with alone(self.run / "training.lock", refusal) if is_main else nullcontext():
+                world = open_world(self.config["device"])
+                self.trainer(world).fit()
+                world.close()
+        elif is_main:
+            say(f"{self.run} is finished, at epoch {at.epoch}, step {at.step}. To go on, raise {over}")
+        if is_main:
+            (self.run / FAILURE["train"]).unlink(missing_ok=True)
             say(f"next: python eval.py run={self.run}   or: captioning caption IMAGE --run {self.run}")
-        world.close()
 
     def trainer(self, world: Any) -> Any:
         import torch
@@ -134,17 +175,19 @@ class Training:
             seed=seed,
             show=SamplePictures(images, settings.samples, data.transform, vocabulary, self.search),
             hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
+            gives_up=self.gives_up,
         )
 
 
 def evaluate(config: DictConfig) -> None:
     """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
     settings = as_dict(config)
-    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show"))
+    check(settings, needed=EVALUATION)
     import torch
 
     from captioning.analysis.samples import captioned_pictures
     from captioning.build.features import evaluated_run
+    from captioning.build.members import FAILURE
     from captioning.build.objects import make
     from captioning.build.runs import read_config
     from captioning.data.dataset import ReferenceBatches, ReferenceImages
@@ -180,13 +223,14 @@ def evaluate(config: DictConfig) -> None:
     with progress(f"captioning {settings['split']}", len(records)) as advance:
         evaluation = evaluator(run.model, advance)
     folder = Path(settings["out"] or run.path)
-    about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
+    about = {"images": len(records)} | evaluation_of(settings, path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").write_text(json.dumps(evaluation.metrics | about, indent=1) + "\n")
         (folder / "captions.json").write_text(json.dumps(evaluation.captions, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
+    (folder / FAILURE["eval"]).unlink(missing_ok=True)
     if settings["show"]:
         with torch.inference_mode():
             page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)
@@ -198,3 +242,33 @@ def evaluate(config: DictConfig) -> None:
     say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
     if warning := warning_of_collapse(evaluation.metrics):
         say(f"warning: {warning}")
+
+
+def evaluation_of(settings: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What decides on the numbers of an evaluation: it stands in metrics.json beside them."""
+    import captioning
+    from captioning.training import checkpoint
+
+    folder = checkpoint.find(run / "best") or checkpoint.find(run / "last")
+    return {
+        **{key: settings[key] for key in ("split", "search", "precision", "features")},
+        "data": {key: value for key, value in (settings.get("data") or {}).items() if value is not None and key != "workers"},
+        "checkpoint": checkpoint.sha256(folder / "manifest.json")[:16] if folder else None,
+        "captioning": captioning.__version__,
+    }
+
+
+def evaluated(config: DictConfig) -> tuple[Path, bool]:
+    """Where the evaluation goes, and whether it is there: of the same checkpoint, split and settings."""
+    from captioning.build.runs import read_config
+
+    settings = as_dict(config)
+    check(settings, needed=EVALUATION)
+    run = Path(settings["run"])
+    read_config(run)
+    folder, about = Path(settings["out"] or run), evaluation_of(settings, run)
+    try:
+        before = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return folder, False
+    return folder, all(before.get(key) == value for key, value in about.items())
