@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from captioning.build.help import CONFIGS
@@ -34,6 +34,11 @@ def as_dict(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key}: must be given, as in {error.full_key}=...") from None
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items() if key != "hydra"}
+
+
+def as_given(overrides: ListConfig) -> list[str]:
+    """Hydra's list of overrides; to go through it as it is would put in what `${...}` stands for now."""
+    return [str(word) for word in OmegaConf.to_container(overrides, resolve=False)]
 
 
 @contextmanager

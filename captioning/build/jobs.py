@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.build.compose import as_dict
+from captioning.build.compose import as_dict, as_given
 from captioning.build.schema import TRAINING, check
 from captioning.errors import UserError
 
@@ -27,7 +27,7 @@ def train(config: DictConfig) -> None:
     if search := settings.pop("hparams_search", None):
         from captioning.build.hparams import run_search
 
-        run_search(search, settings, list(HydraConfig.get().overrides.task))
+        run_search(search, settings, as_given(HydraConfig.get().overrides.task))
     else:
         Training(settings).start()
 

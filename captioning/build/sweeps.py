@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from captioning.build.compose import plain_hydra_errors
+from captioning.build.compose import as_given, plain_hydra_errors
 from captioning.build.help import CONFIGS
 from captioning.build.members import (
     BEFORE,
@@ -94,7 +95,7 @@ def composer(name: str, words: list[str]) -> Iterator[tuple[DictConfig, Callable
 
 def expanded(name: str, master: DictConfig) -> list[list[str]]:
     """The overrides of every member, in Hydra's order: the last key changes fastest."""
-    words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()] + list(master.hydra.overrides.task)
+    words = [f"{key}={value}" for key, value in (master.hydra.sweeper.get("params") or {}).items()] + as_given(master.hydra.overrides.task)
     with plain_hydra_errors(name, words):
         parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         return BasicSweeper.split_arguments(parser.parse_overrides(words), None)[0]
@@ -114,9 +115,9 @@ def planned(name: str, number: int, overrides: list[str], master: DictConfig, me
 
 def likely_folder(name: str, overrides: list[str], master: DictConfig) -> Path:
     """Where the results of a member would go that has no config, or none that is allowed."""
-    given = {key.lstrip("+~"): value.strip("'\"") for key, _, value in (word.partition("=") for word in overrides)}
+    given = {key.lstrip("+~"): value.strip("'\"").replace("\\", "") for key, _, value in (word.partition("=") for word in overrides)}
     if folder := given.get("out") or given.get("run"):
-        return Path(folder)
+        return Path(re.sub(r"\$\{([\w.]+)\}", lambda key: given.get(key[1]) or str(OmegaConf.select(master, key[1])), folder))
     choices = {str(key): given.get(str(key), str(value)) for key, value in master.hydra.runtime.choices.items()}
     return default_directory(choices, overrides, int(given.get("seed") or master.seed))
 
