@@ -12,7 +12,7 @@ import torch
 from conftest import CNN, ROOT, SMALL, TINY
 
 from captioning.build import jobs, members, program
-from captioning.build.compose import composed, entry_point
+from captioning.build.compose import as_dict, composed, entry_point
 from captioning.build.sweeps import sweep
 from captioning.errors import UserError
 from captioning.training import checkpoint
@@ -67,7 +67,15 @@ def outcomes():
 
 
 def test_a_sweep_killed_and_run_again_skips_resumes_and_retries_and_no_failure_stops_it(place, capsys):
-    words = ["-m", *place, *CNN, "trainer.epochs=1", "trainer.checkpoint_every=4", "trainer.log_every=1,2,3,4,5,6,0,8", "run=r/${trainer.log_every}"]
+    words = [
+        "-m",
+        *place,
+        *CNN,
+        "trainer.epochs=1",
+        "trainer.checkpoint_every=4",
+        "trainer.log_every=1,2,3,4,5,6,0,8",
+        "run=r/${trainer.log_every}",
+    ]
     Path("steps").write_text("18")  # the first has 13 steps
     code, text = started("train", *words)
     assert code == -9 and (Path("r/1/best").is_dir(), Path("r/2/last").is_dir(), Path("r/3").exists()) == (True, True, False), text
@@ -254,3 +262,31 @@ def test_a_search_that_is_killed_and_run_again_ends_as_one_that_was_not(place, c
 
     code, text = searched("hparams_search.study=whole", "decoder.tied=true")
     assert code == 2 and "decoder.tied=False" in text.err and "hparams_search.study=" in text.err
+
+
+def test_a_range_that_is_none_is_refused_by_its_key():
+    from captioning.build.hparams import check_range, override
+
+    two = {"low": 1, "high": 2}
+    for wrong in (
+        {"low": 1},
+        {"low": 2, "high": 1},
+        {"low": 0, "high": 1, "log": True},
+        {"choices": []},
+        {"low": "a", "high": 1},
+        two | {"choices": [1]},
+    ):
+        with pytest.raises(UserError, match="hparams_search.space.optimizer.lr="):
+            check_range("optimizer.lr", wrong)
+    for right in ({"low": 1, "high": 3}, {"low": 1e-4, "high": 1, "log": True}, {"choices": ["a", None]}):
+        check_range("optimizer.lr", right)
+    values = [True, None, 1e-5, "from layer4", "it's", "a,b", "relu"]
+    assert [as_dict(composed("train", [override("+run_name", value)]))["run_name"] for value in values] == values
+
+
+def test_a_search_without_optuna_is_one_sentence(monkeypatch):
+    from captioning.build import hparams
+
+    monkeypatch.setattr(hparams.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r'pip install "captioning\[sweep\]"'):
+        jobs.training_settings(composed("train", ["hparams_search=optuna", "run=x"]))
