@@ -10,7 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from captioning.build.help import CONFIGS
@@ -36,9 +36,11 @@ def as_dict(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in content.items() if key != "hydra"}
 
 
-def as_given(overrides: ListConfig) -> list[str]:
+def as_given(overrides: Any) -> list[str]:
     """Hydra's list of overrides; to go through it as it is would put in what `${...}` stands for now."""
-    return [str(word) for word in OmegaConf.to_container(overrides, resolve=False)]
+    words = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(words, list)
+    return words
 
 
 @contextmanager
