@@ -63,7 +63,7 @@ def test_a_warm_cache_spares_the_building_of_the_encoder(train, tmp_path, monkey
 
 def score(run, split, *overrides):
     from captioning.build.compose import composed
-    from captioning.build.jobs import evaluate
+    from captioning.build.evaluation import evaluate
 
     evaluate(composed("eval", [f"run={run}", f"split={split}", "show=0", "device=cpu", *overrides]))
     return json.loads((run / "metrics.json").read_text())

@@ -23,7 +23,7 @@ NEEDED = {"encoder/torchvision": ["encoder.name=shufflenet_v2_x0_5", "encoder.gr
 
 def test_the_groups_are_those_that_the_readme_names():
     assert {name.split("/")[0] for name in FILES} == {
-        "data", "decoder", "encoder", "experiment", "logger", "loss", "optimizer", "scheduler", "search", "trainer"
+        "data", "decoder", "encoder", "experiment", "hparams_search", "logger", "loss", "optimizer", "scheduler", "search", "trainer"
     }  # fmt: skip
     assert {"vgg16", "vgg19", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "densenet169", "densenet201",
             "mobilenet_v2", "squeezenet1_1", "efficientnet_b0", "cnn"} <= set(ENCODERS)  # fmt: skip

@@ -16,6 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from captioning.build.help import CONFIGS
 from captioning.errors import UserError, did_you_mean, plain_errors
 
+LAUNCHERS = ["basic", "joblib", "submitit_local", "submitit_slurm"]
+
 
 def composed(name: str, overrides: list[str]) -> DictConfig:
     """The config that `python train.py OVERRIDES` (name `train`) or `python eval.py OVERRIDES` (`eval`) would have."""
@@ -32,6 +34,13 @@ def as_dict(config: DictConfig) -> dict[str, Any]:
         raise UserError(f"{error.full_key}: must be given, as in {error.full_key}=...") from None
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items() if key != "hydra"}
+
+
+def as_given(overrides: Any) -> list[str]:
+    """Hydra's list of overrides; to go through it as it is would put in what `${...}` stands for now."""
+    words = OmegaConf.to_container(overrides, resolve=False)
+    assert isinstance(words, list)
+    return words
 
 
 @contextmanager
@@ -59,7 +68,9 @@ def in_plain_words(error: Exception, name: str, overrides: list[str]) -> str:
     text = str(error)
     groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
     if match := re.search(r"Could not find '([\w/]+)/([^'/]+)'", text):
-        options = [path.stem for path in (CONFIGS / match[1]).glob("*.yaml")]
+        if match[1] == "hydra/launcher" and match[2] in LAUNCHERS:
+            return f'hydra/launcher={match[2]}: its package is not installed; pip install "captioning[sweep]"'
+        options = LAUNCHERS if match[1] == "hydra/launcher" else [path.stem for path in (CONFIGS / match[1]).glob("*.yaml")]
         return f"{match[1]}={match[2]}: no such choice.{did_you_mean(match[2], options)}"
     if match := re.search(r"Could not (?:override|append to config)[^']*'([^']+)'", text):
         key = match[1].split("@")[0]

@@ -1,41 +1,74 @@
-"""What train.py and eval.py do."""
+"""What train.py does."""
 
 import os
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from captioning.build.compose import as_dict
+from captioning.build.compose import as_dict, as_given
 from captioning.build.schema import TRAINING, check
 from captioning.errors import UserError
 
+if TYPE_CHECKING:
+    from captioning.training.settings import Progress
+
 
 def train(config: DictConfig) -> None:
-    """Train one run to its end, from where it was. The same command goes on."""
+    """Train one run to its end, from where it was. The same command goes on. With `hparams_search=`, a whole search of such runs."""
+    settings = training_settings(config)
+    if search := settings.pop("hparams_search", None):
+        from captioning.build.hparams import run_search
+
+        run_search(search, settings, as_given(HydraConfig.get().overrides.task))
+    else:
+        Training(settings).start()
+
+
+def training_settings(config: DictConfig) -> dict[str, Any]:
     settings = as_dict(config)
+    if settings.get("hparams_search"):
+        from captioning.build.hparams import need_optuna
+
+        need_optuna()  # before its classes are looked up
     check(settings, needed=TRAINING)
     if settings["run"] is None:
         from captioning.build.runs import default_directory
 
         hydra = HydraConfig.get()
         settings["run"] = str(default_directory(dict(hydra.runtime.choices), list(hydra.overrides.task), settings["seed"]))
-    Training(settings).start()
+    return settings
+
+
+def trained(config: DictConfig) -> tuple[Path, bool]:
+    """The run directory, and whether the run is finished: known without the data."""
+    from captioning.build.objects import make_settings
+    from captioning.build.runs import ending, refuse_another
+
+    settings = training_settings(config)
+    if settings.pop("hparams_search", None):
+        raise UserError("hparams_search: is many runs already; take it without -m")
+    run = Path(settings["run"])
+    refuse_another(run, settings)
+    return run, ending(run, make_settings(settings))[1] is not None
 
 
 class Training:
     """Puts a run together from its settings, cheap things first, so that a mistake shows before anything is read."""
 
-    def __init__(self, config: dict[str, Any]):
+    def __init__(self, config: dict[str, Any], gives_up: "Callable[[Progress], bool]" = lambda at: False):
+        """gives_up: asked after each validation whether to end there."""
         from captioning.build.objects import make, make_data, make_optimizer, make_settings
         from captioning.build.runs import refuse_another
         from captioning.build.start import check_start
         from captioning.training import checkpoint
         from captioning.training.distributed import find_device
 
-        self.config, self.run = config, Path(config["run"])
+        self.config, self.run, self.gives_up = config, Path(config["run"]), gives_up
         refuse_another(self.run, config)
         self.start_from = None if config.get("start") is None else Path(config["start"])
         self.goes_on = checkpoint.find(self.run / "last") is not None
@@ -52,20 +85,26 @@ class Training:
         find_device(config["device"])
 
     def start(self) -> None:
+        from captioning.build.members import FAILURE
+        from captioning.build.runs import alone, ending
         from captioning.training.console import say
         from captioning.training.distributed import open_world
         from captioning.training.memory import keep_freed_memory
 
-        keep_freed_memory()
-        world = open_world(self.config["device"])
-        trainer = self.trainer(world)
-        evaluation = trainer.fit()
-        if world.is_main:
-            if evaluation is None:
-                at = trainer.progress
-                say(f"{self.run} is finished, at epoch {at.epoch}, step {at.step}. To go on, raise {trainer.ended_by}")
+        is_main = os.environ.get("RANK", "0") == "0"
+        at, over = ending(self.run, self.settings)
+        if over is None:
+            keep_freed_memory()
+            refusal = f"run={self.run}: another process is training there; wait for it, or end it"
+            with alone(self.run / "training.lock", refusal) if is_main else nullcontext():
+                world = open_world(self.config["device"])
+                self.trainer(world).fit()
+                world.close()
+        elif is_main:
+            say(f"{self.run} is finished, at epoch {at.epoch}, step {at.step}. To go on, raise {over}")
+        if is_main:
+            (self.run / FAILURE["train"]).unlink(missing_ok=True)
             say(f"next: python eval.py run={self.run}   or: captioning caption IMAGE --run {self.run}")
-        world.close()
 
     def trainer(self, world: Any) -> Any:
         import torch
@@ -157,66 +196,5 @@ class Training:
             seed=seed,
             show=SamplePictures(images, settings.samples, data.transform, vocabulary, self.search),
             hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
+            gives_up=self.gives_up,
         )
-
-
-def evaluate(config: DictConfig) -> None:
-    """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
-    settings = as_dict(config)
-    check(settings, needed=("search", "run", "split", "device", "features", "precision", "out", "show", "java"))
-    import torch
-
-    from captioning.analysis import results
-    from captioning.analysis.samples import captioned_pictures
-    from captioning.build.features import evaluated_run
-    from captioning.build.objects import make
-    from captioning.build.runs import read_config
-    from captioning.data.dataset import ReferenceBatches, ReferenceImages
-    from captioning.training.console import progress, say
-    from captioning.training.distributed import World, find_device
-    from captioning.training.evaluate import Evaluator, warning_of_collapse, with_more
-    from captioning.training.memory import keep_freed_memory
-    from captioning.training.settings import autocast
-
-    keep_freed_memory()
-    search = make("search", settings["search"])
-    if settings["out"] and Path(settings["out"]).is_file():
-        raise UserError(f"out={settings['out']}: is a file; a folder is needed")
-    device, path = find_device(settings["device"]), Path(settings["run"])
-    trained = read_config(path)
-    changes = {key: value for key, value in (settings.get("data") or {}).items() if value is not None}
-    node = trained["data"] | changes
-    if "root" in changes and "root" in node["reader"]:
-        node["reader"] = node["reader"] | {"root": changes["root"]}
-    kept = trained["cache"] | {key: value for key, value in (settings.get("cache") or {}).items() if value is not None}
-    check({"data": node, "cache": kept})
-    data = make("data", node)
-    records = data.read(settings["split"])[settings["split"]]
-    run, source = evaluated_run(path, records, data, make("cache", kept), settings["features"], World(device))
-    images = ReferenceImages(records, run.vocabulary, data.max_length, source)
-    evaluator = Evaluator(
-        ReferenceBatches(images, data.batch_size, workers=data.workers),
-        vocabulary=run.vocabulary,
-        search=search,
-        world=World(device),
-        autocast=lambda: autocast(device, settings["precision"]),
-    )
-    with progress(f"captioning {settings['split']}", len(records)) as advance:
-        evaluation = evaluator(run.model, advance)
-    evaluation, notes = with_more(evaluation, evaluator.prepared, data.read("train")["train"], settings["java"])
-    folder = Path(settings["out"] or run.path)
-    about = {"split": settings["split"], "images": len(records), "search": settings["search"], "precision": settings["precision"]}
-    results.write(folder, evaluation, evaluator.references, about)
-    if settings["show"]:
-        with torch.inference_mode():
-            page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)
-        say("\n".join(lines))
-        page.save(folder / "samples.png")
-        say(f"\n{folder / 'samples.png'} shows them{' and where attention looked' if run.model.decoder.attends else ''}\n")
-    for name, value in evaluation.metrics.items():
-        say(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
-    say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
-    for note in notes:
-        say(f"note: {note}")
-    if warning := warning_of_collapse(evaluation.metrics):
-        say(f"warning: {warning}")

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import platform
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors.torch import load_file, save_file
@@ -25,6 +28,7 @@ from captioning.errors import UserError
 from captioning.models.caption_model import CaptionModel
 from captioning.models.encoders import Encoder, GivenFeatures
 from captioning.training import checkpoint
+from captioning.training.settings import Progress, Settings, ended_by
 
 FORMAT = 2  # of a run directory; raised when an older program could misread a newer one
 MAY_CHANGE = {  # between a run's start and its going on
@@ -116,6 +120,35 @@ def refuse_another(path: Path, config: dict[str, Any]) -> None:
         key = changed[0]
         more = f" (and {', '.join(changed[1:4])})" if changed[1:] else ""
         raise UserError(f"{path} was trained with {key}={before.get(key)}, this is {key}={now.get(key)}{more}: give another run=DIR")
+
+
+def ending(path: Path, settings: Settings) -> tuple[Progress, str | None]:
+    """Where the run is, by its last checkpoint, and the setting that ended it: None if it is not over."""
+    folder = checkpoint.find(path / "last")
+    try:
+        at = Progress(**checkpoint.load_state(folder)["progress"]) if folder else Progress()
+    except (OSError, ValueError, KeyError, TypeError):
+        return Progress(), None  # damaged: who goes on from it will say so
+    return at, ended_by(settings, at)
+
+
+@contextmanager
+def alone(lock: Path, refusal: str) -> Iterator[None]:
+    """One process a folder: a sweep that was killed may have left others at work. The system frees the lock when its owner dies."""
+    file = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file.acquire(timeout=0)
+    except Timeout:
+        raise UserError(refusal) from None
+    except OSError as error:
+        raise UserError(f"{lock.parent}: cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        file.release()
+        if [path.name for path in lock.parent.iterdir()] == [lock.name]:  # refused: nothing is left behind
+            shutil.rmtree(lock.parent, ignore_errors=True)
 
 
 def environment() -> dict[str, Any]:

@@ -51,7 +51,10 @@ def check_node(path: str, node: dict[str, Any]) -> None:
         return
     target = locate(node["_target_"], f"{path}._target_")
     signature = inspect.signature(target)
-    hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    try:
+        hints = get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    except NameError:  # optuna's: they name what is imported for type checkers alone
+        hints = {}
     hints |= OPTIMIZER if target.__module__.startswith("torch.optim") else {}
     for key, value in node.items():
         if key in HYDRA_KEYS:

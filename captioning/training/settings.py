@@ -59,5 +59,15 @@ class Progress:
     peak_memory: int = 0  # bytes: the GPU's, or the process's on a CPU
 
 
+def ended_by(settings: Settings, at: Progress) -> str | None:
+    """The setting that ended the run, if it is over."""
+    over = {
+        "trainer.epochs": at.epoch >= settings.epochs,
+        "trainer.max_steps": bool(settings.max_steps and at.step >= settings.max_steps),
+        "trainer.patience": bool(settings.patience and at.waited >= settings.patience),
+    }
+    return next((name for name, is_over in over.items() if is_over), None)
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "fp32")

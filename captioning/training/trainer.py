@@ -26,7 +26,7 @@ from captioning.training.logger import Logger
 from captioning.training.losses import Loss, Turn
 from captioning.training.memory import peak_memory
 from captioning.training.schedules import Schedule
-from captioning.training.settings import Progress, Settings, autocast
+from captioning.training.settings import Progress, Settings, autocast, ended_by
 
 
 class Trainer:
@@ -46,7 +46,9 @@ class Trainer:
         seed: int,
         show: Callable[[CaptionModel, Logger, int], None],
         hparams: dict[str, Any],
+        gives_up: Callable[[Progress], bool] = lambda at: False,
     ):
+        """gives_up: asked after each validation; True ends training there (a search over settings prunes by it)."""
         self.settings, self.model, self.loss, self.optimizer, self.schedule = settings, model, loss, optimizer, schedule
         self.batches, self.evaluator, self.logger, self.world, self.run, self.seed = (
             batches,
@@ -56,7 +58,7 @@ class Trainer:
             run,
             seed,
         )
-        self.show, self.hparams = show, hparams
+        self.show, self.hparams, self.gives_up = show, hparams, gives_up
         self.progress = Progress()
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.precision == "fp16")
         self.average = AverageWeights(model, settings.average)
@@ -82,6 +84,8 @@ class Trainer:
             self.let_encoder_move(self.progress.epoch >= self.model.encoder.finetune_epoch)
             self.train_epoch()
             evaluation = self.validate()
+            if self.gives_up(self.progress):
+                break
         if evaluation:
             self.logger.settings(self.hparams, evaluation.metrics)
         self.logger.close()
@@ -93,14 +97,7 @@ class Trainer:
 
     @property
     def ended_by(self) -> str | None:
-        """The setting that ended the run, if it is over."""
-        settings, at = self.settings, self.progress
-        over = {
-            "trainer.epochs": at.epoch >= settings.epochs,
-            "trainer.max_steps": bool(settings.max_steps and at.step >= settings.max_steps),
-            "trainer.patience": bool(settings.patience and at.waited >= settings.patience),
-        }
-        return next((name for name, is_over in over.items() if is_over), None)
+        return ended_by(self.settings, self.progress)
 
     @cached_property
     def steps_per_epoch(self) -> int:

@@ -1,0 +1,108 @@
+"""What eval.py does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from captioning.build.compose import as_dict
+from captioning.build.schema import check
+from captioning.errors import UserError
+
+NEEDED = ("search", "run", "split", "device", "features", "precision", "out", "show", "java")
+
+
+def evaluate(config: DictConfig) -> None:
+    """Caption a split with a trained run, score it, and write metrics.json and captions.json."""
+    settings = as_dict(config)
+    check(settings, needed=NEEDED)
+    import torch
+
+    from captioning.analysis import results
+    from captioning.analysis.samples import captioned_pictures
+    from captioning.build.features import evaluated_run
+    from captioning.build.members import FAILURE
+    from captioning.build.objects import make
+    from captioning.build.runs import read_config
+    from captioning.data.dataset import ReferenceBatches, ReferenceImages
+    from captioning.training.console import progress, say
+    from captioning.training.distributed import World, find_device
+    from captioning.training.evaluate import Evaluator, warning_of_collapse, with_more
+    from captioning.training.memory import keep_freed_memory
+    from captioning.training.settings import autocast
+
+    keep_freed_memory()
+    search = make("search", settings["search"])
+    if settings["out"] and Path(settings["out"]).is_file():
+        raise UserError(f"out={settings['out']}: is a file; a folder is needed")
+    device, path = find_device(settings["device"]), Path(settings["run"])
+    trained = read_config(path)
+    changes = {key: value for key, value in (settings.get("data") or {}).items() if value is not None}
+    node = trained["data"] | changes
+    if "root" in changes and "root" in node["reader"]:
+        node["reader"] = node["reader"] | {"root": changes["root"]}
+    kept = trained["cache"] | {key: value for key, value in (settings.get("cache") or {}).items() if value is not None}
+    check({"data": node, "cache": kept})
+    data = make("data", node)
+    splits = data.read(settings["split"])
+    records = splits[settings["split"]]
+    run, source = evaluated_run(path, records, data, make("cache", kept), settings["features"], World(device))
+    images = ReferenceImages(records, run.vocabulary, data.max_length, source)
+    evaluator = Evaluator(
+        ReferenceBatches(images, data.batch_size, workers=data.workers),
+        vocabulary=run.vocabulary,
+        search=search,
+        world=World(device),
+        autocast=lambda: autocast(device, settings["precision"]),
+    )
+    with progress(f"captioning {settings['split']}", len(records)) as advance:
+        evaluation = evaluator(run.model, advance)
+    evaluation, notes = with_more(evaluation, evaluator.prepared, splits.get("train", []), settings["java"])
+    folder = Path(settings["out"] or run.path)
+    about = {"images": len(records)} | evaluation_of(settings, path)
+    results.write(folder, evaluation, evaluator.references, about)
+    (folder / FAILURE["eval"]).unlink(missing_ok=True)
+    if settings["show"]:
+        with torch.inference_mode():
+            page, lines = captioned_pictures(run.model, images, settings["show"], data.transform, run.vocabulary, search)
+        say("\n".join(lines))
+        page.save(folder / "samples.png")
+        say(f"\n{folder / 'samples.png'} shows them{' and where attention looked' if run.model.decoder.attends else ''}\n")
+    for name, value in evaluation.metrics.items():
+        say(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
+    say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
+    for note in notes:
+        say(f"note: {note}")
+    if warning := warning_of_collapse(evaluation.metrics):
+        say(f"warning: {warning}")
+
+
+def evaluation_of(settings: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What decides on the numbers of an evaluation: it stands in metrics.json beside them."""
+    import captioning
+    from captioning.training import checkpoint
+
+    folder = checkpoint.find(run / "best") or checkpoint.find(run / "last")
+    return {
+        **{key: settings[key] for key in ("split", "search", "precision", "features", "java")},
+        "data": {key: value for key, value in (settings.get("data") or {}).items() if value is not None and key != "workers"},
+        "checkpoint": checkpoint.sha256(folder / "manifest.json")[:16] if folder else None,
+        "captioning": captioning.__version__,
+    }
+
+
+def evaluated(config: DictConfig) -> tuple[Path, bool]:
+    """Where the evaluation goes, and whether it is there: of the same checkpoint, split and settings."""
+    from captioning.build.runs import read_config
+
+    settings = as_dict(config)
+    check(settings, needed=NEEDED)
+    run = Path(settings["run"])
+    read_config(run)
+    folder, about = Path(settings["out"] or run), evaluation_of(settings, run)
+    try:
+        before = json.loads((folder / "metrics.json").read_text())
+    except (OSError, ValueError):
+        return folder, False
+    return folder, all(before.get(key) == value for key, value in about.items())
