@@ -18,7 +18,7 @@ from captioning.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What figures are drawn with. No other part of a figure has these colours: in the page they become its own, of the light or the dark scheme.
+# What figures are drawn with, and nothing else: in the page they become its own colours, of the light or of the dark scheme.
 INK, FAINT, GROUND = "#010203", "#010204", "#010205"
 SERIES = ("#020301", "#020302", "#020303", "#020304")
 COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", GROUND: "var(--ground)"} | {
@@ -35,7 +35,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "percent": percent, "count": count}
+    environment.filters |= {f.__name__: f for f in (number, signed, percent, count, plain, plain_signed)}
     return environment.get_template(template).render(content)
 
 
@@ -90,6 +90,15 @@ def signed(value: float, places: int = 3) -> str:
 
 def percent(share: float) -> str:
     return "–" if share != share else f"{100 * share:.1f}%"
+
+
+def plain(value: float) -> str:
+    """A count as it is, a share or a mean with four places."""
+    return count(value) if isinstance(value, int) else number(value, 4)
+
+
+def plain_signed(value: float) -> str:
+    return f"{value:+,}".replace("-", "−") if isinstance(value, int) else signed(value, 4)
 
 
 def count(value: int) -> str:
