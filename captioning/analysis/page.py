@@ -53,7 +53,7 @@ def svg(figure: "Figure", label: str) -> Markup:
     import matplotlib
 
     drawn = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": label}  # the salt: equal figures get equal names, others other ones
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": label}  # the salt: equal figures get equal names, others other ones
     with matplotlib.rc_context(settings), warnings.catch_warnings(action="ignore"):  # of letters that only the browser's fonts have
         figure.savefig(drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = drawn.getvalue()
@@ -71,12 +71,14 @@ def svg(figure: "Figure", label: str) -> Markup:
 
 
 def data_uri(picture: Image.Image, longest: int = 360, quality: int = 72) -> str:
-    """The picture as a JPEG inside the page, its longer side at most `longest` pixels."""
+    """The picture inside the page, its longer side at most `longest` pixels: a JPEG, or a PNG where that is smaller, as of a drawing."""
     small = picture.convert("RGB")
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    small.save(jpeg, "JPEG", quality=quality, optimize=True, progressive=True)
+    small.save(png, "PNG")
+    kind, content = min(("jpeg", jpeg.getvalue()), ("png", png.getvalue()), key=lambda its: len(its[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def number(value: float, places: int = 3) -> str:

@@ -77,7 +77,7 @@ def learning_curves(runs: Mapping[str, History], keys: Sequence[str], best: Mapp
                 place = steps.index(best[run])
                 ring = {"markersize": 9, "markerfacecolor": GROUND, "markeredgecolor": colour, "markeredgewidth": 2}
                 axes.plot(best[run], values[place], mark, **ring)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     legend(axes)
     return figure
 
@@ -128,8 +128,9 @@ def scores_of(groups: Sequence[Group], result: Result, metric: str) -> np.ndarra
 def by_length(results: Mapping[str, Result], groups: Sequence[Group], metric: str) -> "Figure":
     figure, axes = empty("mean length of the references, in words", name_of(metric))
     for number, (run, result) in enumerate(results.items()):
-        look = {"color": SERIES[number % len(SERIES)], "marker": MARKS[number % len(MARKS)], "linestyle": DASHES[number % len(DASHES)]}
-        axes.plot(range(len(groups)), scores_of(groups, result, metric), linewidth=1.6, markersize=5, label=shown(run), **look)
+        colour, dash, mark = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)], MARKS[number % len(MARKS)]
+        values = scores_of(groups, result, metric)
+        axes.plot(range(len(groups)), values, dash, color=colour, marker=mark, linewidth=1.6, markersize=5, label=shown(run))
     axes.set_xticks(range(len(groups)), [group.name for group in groups])
     axes.set_ylim(bottom=0)
     legend(axes)
@@ -148,6 +149,6 @@ def histogram(counts: Mapping[str, Mapping[int, int]], x: str) -> "Figure":
         if number == 0:
             axes.fill_between(places, shares, step="mid", color=colour, alpha=0.15, linewidth=0)
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     legend(axes)
     return figure

@@ -19,8 +19,8 @@ SAID = {
     "length": "Words a caption",
     "vocabulary_used": "Different words",
     "distinct_captions": "Different captions",
-    "most_common_share": "Share of the most frequent caption",
-    "unknown_rate": "Share of <unk> among the words",
+    "most_common_share": "Most frequent caption, share",
+    "unknown_rate": "<unk>, share of words",
     "loss": "Loss a word",
 }
 

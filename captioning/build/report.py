@@ -85,6 +85,7 @@ def facts(path: Path, config: dict[str, Any], evaluated: results.Evaluated, prog
     metrics, sizes = evaluated.metrics, parameters(path)
     words = len(json.loads((path / "vocabulary.json").read_text(encoding="utf-8")))
     limit = f" (at most {trainer['max_steps']:,} steps)" if trainer["max_steps"] else ""
+    more = f" x {trainer['accumulate']} accumulated" if trainer["accumulate"] > 1 else ""
     return {
         "Data": f"{node_in_words(data['reader'])}; pictures {data['transform']['size']} px",
         "Encoder": node_in_words(config["encoder"]) + (f"; {sizes['frozen']:,} frozen parameters" if sizes["frozen"] else ""),
@@ -93,9 +94,9 @@ def facts(path: Path, config: dict[str, Any], evaluated: results.Evaluated, prog
         "Vocabulary": f"{words:,} words (those with {data['min_count']} or more occurrences in the training captions)",
         "Loss": node_in_words(config["loss"]),
         "Optimizer": f"{node_in_words(config['optimizer'])}; {node_in_words(config['scheduler'])}",
-        "Batch": f"{data['batch_size']} captions, accumulated {trainer['accumulate']} times; {trainer['precision']}",
+        "Batch": f"{data['batch_size']} captions{more}; {trainer['precision']}",
         "Seed": str(config["seed"]),
-        "Trained": f"{progress.get('step', 0):,} steps of {trainer['epochs']} epochs{limit}, {in_minutes(progress.get('seconds', 0))}",
+        "Trained": f"{progress.get('step', 0):,} steps, epochs {trainer['epochs']}{limit}, {in_minutes(progress.get('seconds', 0))}",
         "Last checkpoint": datetime.fromtimestamp((last / "state.json").stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
         if last
         else "–",
