@@ -155,7 +155,7 @@ def test_a_model_sees_only_the_pictures_whose_attention_is_drawn(shown):
         return looking(path, caption)
 
     many = {f"{number}.jpg": "a dog" for number in range(60)}
-    run = subject("one", look, captions=many, references=dict.fromkeys(many, ["a black dog"]))
+    run = subject("one", look, captions=many, references={name: ["a black dog"] for name in many})
     report(run, None, Pictures(dict.fromkeys(many, next(iter(shown.paths.values())))))
     assert len(seen) == 8
 
@@ -209,7 +209,7 @@ def test_failures_are_found_by_their_rules(category, caption, references, is_one
 def test_a_caption_given_to_one_in_a_hundred_images_and_to_five_is_generic():
     def generic(images, times):
         captions = {str(n): "a dog" if n < times else f"dog {n}" for n in range(images)}
-        its = failures(captions, dict.fromkeys(captions, ["a dog"]))
+        its = failures(captions, {name: ["a dog"] for name in captions})
         return len(next(failure for failure in its if failure.category.name == "Generic").images)
 
     assert (generic(100, 4), generic(100, 5), generic(1000, 9), generic(1000, 10)) == (0, 5, 0, 10)
@@ -275,7 +275,7 @@ def test_a_run_is_reported_by_the_command_alone(run, drawings, tmp_path, capsys)
     assert cards == by_hash(captions)[:3] and len(text) < 5e6
     strips = section(text, "attention").split('<p class="strip-head">')[1:]
     words = [re.search(r"<strong>(.*?)</strong>", its)[1].split() for its in strips]
-    assert strips and [its.count("<img") for its in strips] == list(map(len, words))
+    assert strips and [its.count("<img") for its in strips] == [1 + len(its) for its in words]
     assert "SoftAttentionDecoder" in text and results.read(run).metrics["signatures"]["cider"] in text
 
     again = shutil.copytree(run, tmp_path / "again")

@@ -104,6 +104,7 @@ class Strip(NamedTuple):
     image_id: str
     run: str
     caption: str
+    whole: str  # the picture as the encoder sees it
     tiles: list[Tile]
     problem: str
 
@@ -111,19 +112,19 @@ class Strip(NamedTuple):
 def strip(run: Subject, image_id: str, pictures: Pictures) -> Strip:
     caption, path = run.evaluated.captions[image_id], pictures.paths.get(image_id)
     if path is None or run.look is None:
-        return Strip(image_id, run.name, caption, [], pictures[image_id].problem)
+        return Strip(image_id, run.name, caption, "", [], pictures[image_id].problem)
     try:
         looked = run.look(path, caption)
     except UserError as error:
-        return Strip(image_id, run.name, caption, [], str(error))
+        return Strip(image_id, run.name, caption, "", [], str(error))
     cells = looked.attention.shape[1]
     side = round(cells**0.5)
     if side * side != cells:
-        return Strip(image_id, run.name, caption, [], f"attention over {cells} cells: only square grids can be drawn")
+        return Strip(image_id, run.name, caption, "", [], f"attention over {cells} cells: only square grids can be drawn")
     base = looked.picture.resize((TILE, TILE))
     rows = zip(looked.words, looked.attention)
     tiles = [Tile(word, data_uri(lit(base, row), TILE), place(int(row.argmax()), side)) for word, row in rows]
-    return Strip(image_id, run.name, caption, tiles, "")
+    return Strip(image_id, run.name, caption, data_uri(base, TILE), tiles, "")
 
 
 def place(cell: int, side: int) -> str:
