@@ -235,7 +235,13 @@ def test_a_figures_colours_are_the_pages_and_its_label_is_escaped():
     curves = plots.learning_curves({"$a$ <b>": subject().history, "_c": subject().history}, ("cider",), {"_c": 20})
     text = page.svg(curves, 'what "it" <shows>')
     assert not re.findall(r"#[0-9a-f]{6}\b", re.sub(r'(id=|#)"?[mp][0-9a-f]{10}', "", text)), "a colour that is of no scheme"
-    assert "var(--series-2)" in text and "$a$ &lt;b&gt;" in text and "_c" in text and "&lt;shows&gt;" in text and "<style" not in text
+    assert (
+        "var(--series-2)" in text
+        and ">$a$ &lt;b&gt;</text>" in text
+        and "_c</text>" in text
+        and "&lt;shows&gt;" in text
+        and "<style" not in text
+    )
 
 
 def luminance(colour):

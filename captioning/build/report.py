@@ -96,7 +96,7 @@ def facts(path: Path, config: dict[str, Any], evaluated: results.Evaluated, prog
         "Optimizer": f"{node_in_words(config['optimizer'])}; {node_in_words(config['scheduler'])}",
         "Batch": f"{data['batch_size']} captions{more}; {trainer['precision']}",
         "Seed": str(config["seed"]),
-        "Trained": f"{progress.get('step', 0):,} steps, epochs {trainer['epochs']}{limit}, {in_minutes(progress.get('seconds', 0))}",
+        "Trained": f"{progress.get('step', 0):,} steps, {progress.get('epoch', 0)} of {trainer['epochs']} epochs{limit}, {in_minutes(progress.get('seconds', 0))}",
         "Last checkpoint": datetime.fromtimestamp((last / "state.json").stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
         if last
         else "–",
