@@ -85,6 +85,7 @@ def facts(path: Path, config: dict[str, Any], evaluated: results.Evaluated, prog
     metrics, sizes = evaluated.metrics, parameters(path)
     words = len(json.loads((path / "vocabulary.json").read_text(encoding="utf-8")))
     limit = f" (at most {trainer['max_steps']:,} steps)" if trainer["max_steps"] else ""
+    steps, epochs, seconds = (progress.get(key, 0) for key in ("step", "epoch", "seconds"))
     more = f" x {trainer['accumulate']} accumulated" if trainer["accumulate"] > 1 else ""
     return {
         "Data": f"{node_in_words(data['reader'])}; pictures {data['transform']['size']} px",
@@ -96,7 +97,7 @@ def facts(path: Path, config: dict[str, Any], evaluated: results.Evaluated, prog
         "Optimizer": f"{node_in_words(config['optimizer'])}; {node_in_words(config['scheduler'])}",
         "Batch": f"{data['batch_size']} captions{more}; {trainer['precision']}",
         "Seed": str(config["seed"]),
-        "Trained": f"{progress.get('step', 0):,} steps, {progress.get('epoch', 0)} of {trainer['epochs']} epochs{limit}, {in_minutes(progress.get('seconds', 0))}",
+        "Trained": f"{steps:,} steps, {epochs} of {trainer['epochs']} epochs{limit}, {in_minutes(seconds)}",
         "Last checkpoint": datetime.fromtimestamp((last / "state.json").stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M UTC")
         if last
         else "–",
