@@ -1,4 +1,4 @@
-"""`captioning caption | check-data | extract | cache | doctor`: thin, and quick with --help: what is heavy is imported where it is used."""
+"""`captioning caption | compare | check-data | extract | cache | doctor`: thin, and quick with --help: what is heavy is imported where it is used."""
 
 import argparse
 import json
@@ -38,11 +38,23 @@ def main(arguments: list[str] | None = None) -> None:
     cache.add_argument("--all", action="store_true")
     cache.add_argument("--dir", type=Path, default=Path(os.environ.get("CAPTIONING_CACHE", "cache")), help="cache.dir of the runs")
 
+    compare = commands.add_parser("compare", help="which is better and by how much: one table over runs, grouped by all but the seed")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, trained and evaluated")
+    compare.add_argument("--metric", default="cider,bleu4,rouge_l", metavar="M,M", help="default: %(default)s")
+    compare.add_argument("--by", default="", metavar="KEY,KEY", help="make groups by these settings alone, as in decoder,decoder.injection")
+    compare.add_argument("--baseline", metavar="GROUP", help="a group's name in the table; default: the first run's group")
+    compare.add_argument("--out", action="append", default=[], type=Path, metavar="FILE", help=".csv, .md, .tex or .html; may be repeated")
+    compare.add_argument("--resamples", type=int, default=2000, help="drawings of the images (default: %(default)s)")
+    compare.add_argument("--no-timing", action="store_true", help="leave out the milliseconds an image")
+    compare.add_argument("--device", default="auto", help="that is timed")
+    compare.add_argument("--force", action="store_true", help="compare where signatures differ, with a warning")
+
     commands.add_parser("doctor", help="versions, device, and what is missing for what")
 
     options = parser.parse_args(arguments)
     with plain_errors():
-        run = {"caption": run_caption, "check-data": run_check, "extract": run_extract, "cache": run_cache, "doctor": run_doctor}
+        run = {"caption": run_caption, "compare": run_compare, "check-data": run_check, "extract": run_extract}
+        run |= {"cache": run_cache, "doctor": run_doctor}
         run[options.command](options)
 
 
@@ -150,6 +162,35 @@ def run_cache(options: argparse.Namespace) -> None:
     for entry in found:
         print(f"{entry.key}  {in_words(entry.bytes):>9}  {entry.state:10}  {entry.images:,} images  {entry.what}")
     print(f"{len(found)} in {options.dir}, {in_words(sum(entry.bytes for entry in found))}")
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from captioning.analysis import tables
+    from captioning.analysis.compare import compare
+    from captioning.analysis.grouping import grouped
+
+    for file in options.out:
+        tables.check_out(file)
+    if options.resamples < 100:
+        raise UserError(f"--resamples {options.resamples}: at least 100")
+    from captioning.analysis.comparison_page import page
+    from captioning.analysis.page import write
+    from captioning.build.compare import costs_of, read_members, unfinished
+    from captioning.training.distributed import find_device
+
+    device = find_device(options.device)
+    by, metrics = (list(dict.fromkeys(filter(None, text.split(",")))) for text in (options.by, options.metric))
+    groups = grouped(read_members(options.runs), by)
+    comparison = compare(groups, metrics, baseline=options.baseline, resamples=options.resamples, force=options.force)
+    comparison = comparison._replace(warnings=comparison.warnings + unfinished(comparison))
+    costs = tables.Costs(*costs_of(groups, device, not options.no_timing))
+    tables.show(tables.tables(comparison, costs))
+    for warning in comparison.warnings:
+        print(f"note: {warning}")
+    for file in options.out:
+        render = tables.RENDERINGS.get(file.suffix.lower(), page)
+        write(file, render(comparison, costs))
+        print(f"written: {file}")
 
 
 def run_doctor(options: argparse.Namespace) -> None:

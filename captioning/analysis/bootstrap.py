@@ -12,7 +12,7 @@ The variance of a group's mean over S seeds has three parts:
 
 The plain hierarchical bootstrap (draw seeds, then images) takes the last from S values as if they were all there are: too small by
 (S-1)/S, and with the tails of a handful of points. Where seeds matter more than images it finds differences that are not there in up to
-a third of all comparisons of two seeds each (docs/comparing.md). Here the spread of the seeds has its few degrees of freedom and Student's
+a fifth of all comparisons of two seeds each (docs/comparing.md). Here the spread of the seeds has its few degrees of freedom and Student's
 t for them, and the parts are put together so that the interval covers no less than it says (Banerjee 1960):
 
     half-width^2 = t(images)^2 common + t(seeds)^2 (s^2 / S), and no less than t(images)^2 (common + images x seeds / S)
@@ -126,7 +126,7 @@ def draw(runs: Sequence[Columns], names: Sequence[str], resamples: int, seed: in
     drawn: list[dict[str, np.ndarray]] = []  # (N, R) of each metric, some of R at a time
     while done < resamples:
         some = min(resamples - done, max(1, AT_ONCE // images))
-        times = draws.multinomial(images, np.full(images, 1 / images), size=some).astype(np.float64)  # (R, C); products of integers are slow
+        times = drawings(some, images, draws)
         found = [metrics_of(columns, times) for columns in runs]
         drawn.append({name: np.stack([its[name] for its in found]) for name in names})
         done += some
@@ -138,6 +138,12 @@ def draw(runs: Sequence[Columns], names: Sequence[str], resamples: int, seed: in
         )
         for name in names
     }
+
+
+def drawings(resamples: int, images: int, draws: np.random.Generator) -> np.ndarray:
+    """(R, C): how often each image was drawn, as floats, whose products are fast."""
+    places = draws.integers(0, images, (resamples, images)) + images * np.arange(resamples)[:, None]
+    return np.bincount(places.ravel(), minlength=resamples * images).reshape(resamples, images).astype(np.float64)
 
 
 def estimate(sample: Sample, group: Sequence[int], baseline: Sequence[int] = ()) -> Estimate:
