@@ -152,8 +152,9 @@ def estimate(sample: Sample, group: Sequence[int], baseline: Sequence[int] = ())
     weights = np.zeros(len(sample.values))
     for sign, its in zip((1, -1), groups):
         weights[its] += sign / len(its)
+    means = [float(sample.values[its].mean()) for its in groups]
     return Estimate(
-        value=float(weights @ sample.values),
+        value=means[0] - sum(means[1:]),
         image=max(0.0, float(weights @ sample.covariance @ weights)),
         seeds=tuple(map(len, groups)),
         between=tuple(float(sample.values[its].var(ddof=1)) if len(its) > 1 else 0.0 for its in groups),

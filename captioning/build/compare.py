@@ -60,12 +60,13 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def choice_of(node: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The file of configs/NODE/ that these settings are nearest to, and what stands in it. A config does not remember its choices."""
+    """The file of configs/NODE/ of this class that these settings are nearest to, and what stands in it: a config does not remember its
+    choices. A class without a file goes by its own name."""
     mine, best = flat(settings), (settings.get("_target_", "").rpartition(".")[2], {})
     least = len(mine) + 1
     for name, content in choices(node).items():
-        if content.get("_target_") != settings.get("_target_"):
-            continue
+        if any(mine.get(key) != value for key, value in content.items() if key.endswith("_target_")):
+            continue  # a class or reader of another kind
         apart = sum(mine.get(key) != value for key, value in content.items() if not str(value).startswith("${"))
         if apart < least:
             least, best = apart, (name, content)
