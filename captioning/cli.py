@@ -1,4 +1,4 @@
-"""`captioning caption | compare | check-data | extract | cache | doctor`: thin, and quick with --help: what is heavy is imported where it is used."""
+"""`captioning caption | compare | check-data | ...`: thin, and quick with --help: what is heavy is imported where it is used."""
 
 import argparse
 import json

@@ -94,7 +94,9 @@ def differences(members: Sequence[Member], metrics: Sequence[str], force: bool) 
     for member in members[1:]:
         mine, its = (it.evaluated.metrics for it in (first, member))
         if mine["split"] != its["split"]:
-            raise UserError(f"{member.path} was evaluated on split={its['split']}, {first.path} on split={mine['split']}: evaluate both alike")
+            raise UserError(
+                f"{member.path} was evaluated on split={its['split']}, {first.path} on split={mine['split']}: evaluate both alike"
+            )
         for metric in metrics:
             one, other = (it.evaluated.result.signatures.get(metric) for it in (first, member))
             if one != other:

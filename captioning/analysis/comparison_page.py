@@ -21,7 +21,12 @@ def page(comparison: Comparison, costs: Costs) -> str:
     metrics = list(comparison.lines)
     members = [(group, member) for group in comparison.groups for member in group.members]
     rows = [
-        [member.path, group.name, str(member.seed), *(f"{scaled(member.evaluated.result.metrics[metric], metric):.2f}" for metric in metrics)]
+        [
+            member.path,
+            group.name,
+            str(member.seed),
+            *(f"{scaled(member.evaluated.result.metrics[metric], metric):.2f}" for metric in metrics),
+        ]
         for group, member in members
     ]
     content = {
@@ -62,7 +67,10 @@ def figures(comparison: Comparison, costs: Costs) -> list[tuple[str, str]]:
 
 def values_in_words(comparison: Comparison, metric: str) -> str:
     lines = comparison.lines[metric]
-    return "; ".join(f"{line.group}: {line.mean.value:.1f}, from {line.mean.interval[0]:.1f} to {line.mean.interval[1]:.1f}" for line in lines) + "."
+    return (
+        "; ".join(f"{line.group}: {line.mean.value:.1f}, from {line.mean.interval[0]:.1f} to {line.mean.interval[1]:.1f}" for line in lines)
+        + "."
+    )
 
 
 def look(number: int) -> dict[str, Any]:
@@ -77,7 +85,9 @@ def against_cost(comparison: Comparison, costs: Costs, metric: str, unit: str) -
     spendings = [scale * spent(costs.of[line.group]) for line in comparison.lines[metric]]
     for number, (line, cost) in enumerate(zip(comparison.lines[metric], spendings)):
         style = look(number) | {"linestyle": "none"}
-        axes.errorbar(cost, line.mean.value, yerr=line.mean.half_width(), capsize=3, linewidth=1.4, markersize=6, label=shown(line.group), **style)
+        axes.errorbar(
+            cost, line.mean.value, yerr=line.mean.half_width(), capsize=3, linewidth=1.4, markersize=6, label=shown(line.group), **style
+        )
     if max(spendings) > 10 * min(spendings) > 0:
         axes.set_xscale("log")
     legend(axes)

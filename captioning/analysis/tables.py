@@ -40,7 +40,8 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
         "resolves: the smallest difference that this data would find in 4 of 5 such studies; a smaller one seen has a <",
     ]
     title = f"{name}{unit}{' (lower is better)' if metric in LOWER_IS_BETTER else ''}: {comparison.about}"
-    return Table(title, columns, [cells(line) for line in lines], notes if others else [])
+    width = len(columns) if others else 4  # a single group has nothing to differ from
+    return Table(title, columns[:width], [cells(line)[:width] for line in lines], notes if others else [])
 
 
 def cells(line: Line) -> list[str]:
@@ -51,7 +52,14 @@ def cells(line: Line) -> list[str]:
     its, mark = line.difference, "*" if line.is_found else ""
     assert line.p_holm is not None
     small = "< " if line.is_below_resolution else ""
-    return [*row, minus(f"{its.value:+.2f}"), span(its.interval), probability(its.p), probability(line.p_holm) + mark, f"{small}{its.resolvable:.2f}"]
+    return [
+        *row,
+        minus(f"{its.value:+.2f}"),
+        span(its.interval),
+        probability(its.p),
+        probability(line.p_holm) + mark,
+        f"{small}{its.resolvable:.2f}",
+    ]
 
 
 def cost_table(comparison: Comparison, costs: Costs) -> Table:
@@ -69,7 +77,7 @@ def cost_table(comparison: Comparison, costs: Costs) -> Table:
     columns = ["", "parameters, M", "trained, M", "GFLOPs a caption", *times, "training", "peak GiB", "Pareto"]
     notes = [
         f"◆: no other has a better {NAMES.get(metric, metric)} for no more {which}",
-        "GFLOPs: encoder and greedy decoding of a caption of the mean length; training: mean over seeds, validation left out; peak: the most",
+        "GFLOPs: encoder and greedy decoding of a caption of the mean length; training: mean over seeds, no validation; peak: the most",
     ]
     return Table("Costs", columns, rows, [*notes, *filter(None, [costs.about])])
 

@@ -75,11 +75,10 @@ def choice_of(node: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]
 
 @cache
 def choices(node: str) -> dict[str, dict[str, Any]]:
-    if node == "cache":
-        nodes = {"cache": OmegaConf.load(CONFIGS / "train.yaml")["cache"]}
-    else:
-        nodes = {file.stem: OmegaConf.load(file) for file in sorted((CONFIGS / node).glob("*.yaml"))}
-    return {name: flat(OmegaConf.to_container(content, resolve=False)) for name, content in nodes.items()}
+    if node == "cache":  # it stands in train.yaml itself
+        return {"cache": flat(OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "cache", default={}))}
+    files = sorted((CONFIGS / node).glob("*.yaml"))
+    return {file.stem: flat(OmegaConf.to_container(OmegaConf.load(file), resolve=False)) for file in files}
 
 
 def costs_of(groups: Sequence[Group], device: torch.device, timing: bool) -> tuple[dict[str, Cost], str]:
