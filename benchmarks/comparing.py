@@ -18,7 +18,7 @@ from captioning.analysis.bootstrap import draw, drawings, estimate
 from captioning.metrics.ngrams import LONGEST
 from captioning.metrics.results import Columns, Result, metrics_of
 
-METRICS = ("bleu4", "cider")
+METRICS: tuple[str, ...] = ("bleu4", "cider")
 TRUTH = 3000  # seeds over which the true metric of an architecture is averaged
 
 

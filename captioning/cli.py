@@ -1,4 +1,4 @@
-"""`captioning caption | compare | check-data | ...`: thin, and quick with --help: what is heavy is imported where it is used."""
+"""`captioning COMMAND`: thin, and quick with --help: what is heavy is imported where it is used."""
 
 import argparse
 import json
@@ -32,6 +32,14 @@ def main(arguments: list[str] | None = None) -> None:
     extract = commands.add_parser("extract", help="a frozen encoder's features of all images, once for many runs")
     extract.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for train.py")
 
+    report = commands.add_parser("report", help="one HTML file about an evaluated run, or about two beside each other")
+    report.add_argument("run", type=Path, metavar="RUN", help="a run directory, after eval.py")
+    report.add_argument("other", nargs="?", type=Path, metavar="OTHER", help="another, evaluated on the same images")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/report.html")
+    report.add_argument("--data-root", type=Path, metavar="DIR", help="where the pictures are, when they were moved")
+    report.add_argument("--examples", type=int, default=12, help="best, worst and random captions: so many of each")
+    report.add_argument("--device", default="auto")
+
     cache = commands.add_parser("cache", help="features on disk: list them, remove some")
     cache.add_argument("action", choices=["list", "remove"])
     cache.add_argument("keys", nargs="*", metavar="KEY", help="what to remove; --all: everything")
@@ -53,8 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     options = parser.parse_args(arguments)
     with plain_errors():
-        run = {"caption": run_caption, "compare": run_compare, "check-data": run_check, "extract": run_extract}
-        run |= {"cache": run_cache, "doctor": run_doctor}
+        run = {
+            "caption": run_caption,
+            "check-data": run_check,
+            "compare": run_compare,
+            "extract": run_extract,
+            "report": run_report,
+            "cache": run_cache,
+            "doctor": run_doctor,
+        }
         run[options.command](options)
 
 
@@ -147,6 +162,15 @@ def run_extract(options: argparse.Namespace) -> None:
     from captioning.build.features import extract_all
 
     extract_all(config)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    if options.examples < 1:
+        raise UserError(f"--examples {options.examples}: at least 1")
+    from captioning.build.report import write_report
+
+    settings = {"data_root": options.data_root, "device": options.device, "examples": options.examples}
+    print(write_report(options.run, options.other, out=options.out, **settings))
 
 
 def run_cache(options: argparse.Namespace) -> None:

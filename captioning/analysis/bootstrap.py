@@ -22,6 +22,7 @@ groups, and the degrees of freedom those of Satterthwaite (1946) for groups whos
 does, would be to ask two values how sure they are of their variance. Where seeds do not spread alike, `uneven` says so.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -89,7 +90,8 @@ class Estimate(NamedTuple):
         size = abs(self.value)
         if size == 0 or self.half_width(LEAST_P) <= size:
             return 1.0 if size == 0 else LEAST_P
-        return float(np.exp(brentq(lambda log: self.half_width(np.exp(log)) - size, np.log(LEAST_P), 0.0, xtol=1e-9)))
+        log = brentq(lambda log: self.half_width(math.exp(log)) - size, math.log(LEAST_P), 0.0, xtol=1e-9)
+        return math.exp(log)  # type: ignore[arg-type]
 
     @property
     def resolvable(self) -> float:

@@ -84,7 +84,7 @@ def against_cost(comparison: Comparison, costs: Costs, metric: str, unit: str) -
     scale = 1 if costs.about else 1e-9
     spendings = [scale * spent(costs.of[line.group]) for line in comparison.lines[metric]]
     for number, (line, cost) in enumerate(zip(comparison.lines[metric], spendings)):
-        style = look(number) | {"linestyle": "none"}
+        style: dict[str, Any] = {**look(number), "linestyle": "none"}
         axes.errorbar(
             cost, line.mean.value, yerr=line.mean.half_width(), capsize=3, linewidth=1.4, markersize=6, label=shown(line.group), **style
         )
@@ -108,7 +108,7 @@ def over(x: str, y: str, curves: Mapping[str, Mapping[int, float]]) -> "Figure":
     figure, axes = empty(x, y)
     for number, (name, points) in enumerate(curves.items()):
         axes.plot(list(points), list(points.values()), linewidth=1.6, markersize=4, label=shown(name), **look(number))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     legend(axes)
     return figure
 

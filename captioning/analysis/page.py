@@ -18,7 +18,7 @@ from captioning.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# What figures are drawn with. No other part of a figure has these colours: in the page they become its own, of the light or the dark scheme.
+# What figures are drawn with, and nothing else: in the page they become its own colours, of the light or of the dark scheme.
 INK, FAINT, GROUND = "#010203", "#010204", "#010205"
 SERIES = ("#020301", "#020302", "#020303", "#020304")
 COLOURS = {INK: "var(--ink)", FAINT: "var(--line)", GROUND: "var(--ground)"} | {
@@ -35,7 +35,7 @@ def render(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "signed": signed, "percent": percent, "count": count}
+    environment.filters |= {f.__name__: f for f in (number, signed, percent, count, plain, plain_signed)}
     return environment.get_template(template).render(content)
 
 
@@ -53,7 +53,7 @@ def svg(figure: "Figure", label: str) -> Markup:
     import matplotlib
 
     drawn = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": label}  # the salt: equal figures get equal names, others other ones
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": label}  # the salt: equal figures get equal names, others other ones
     with matplotlib.rc_context(settings), warnings.catch_warnings(action="ignore"):  # of letters that only the browser's fonts have
         figure.savefig(drawn, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     text = drawn.getvalue()
@@ -71,12 +71,14 @@ def svg(figure: "Figure", label: str) -> Markup:
 
 
 def data_uri(picture: Image.Image, longest: int = 360, quality: int = 72) -> str:
-    """The picture as a JPEG inside the page, its longer side at most `longest` pixels."""
+    """The picture inside the page, its longer side at most `longest` pixels: a JPEG, or a PNG where that is smaller, as of a drawing."""
     small = picture.convert("RGB")
     small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=quality, optimize=True, progressive=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    jpeg, png = io.BytesIO(), io.BytesIO()
+    small.save(jpeg, "JPEG", quality=quality, optimize=True, progressive=True)
+    small.save(png, "PNG")
+    kind, content = min(("jpeg", jpeg.getvalue()), ("png", png.getvalue()), key=lambda its: len(its[1]))
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def number(value: float, places: int = 3) -> str:
@@ -90,6 +92,15 @@ def signed(value: float, places: int = 3) -> str:
 
 def percent(share: float) -> str:
     return "–" if share != share else f"{100 * share:.1f}%"
+
+
+def plain(value: float) -> str:
+    """A count as it is, a share or a mean with four places."""
+    return count(value) if isinstance(value, int) else number(value, 4)
+
+
+def plain_signed(value: float) -> str:
+    return f"{value:+,}".replace("-", "−") if isinstance(value, int) else signed(value, 4)
 
 
 def count(value: int) -> str:

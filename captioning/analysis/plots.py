@@ -7,6 +7,7 @@ import numpy as np
 
 from captioning.analysis.page import FAINT, GROUND, INK, SERIES
 from captioning.metrics.results import Result, metrics_of
+from captioning.metrics.tokenizer import tokenize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,10 @@ NAMES = {
 }
 DASHES = ("-", "--", ":", "-.")  # told apart without colours too
 MARKS = ("o", "s", "^", "D")
+
+
+def name_of(metric: str) -> str:
+    return NAMES.get(metric, metric)
 
 
 def empty(x: str, y: str, width: float = 4.6, height: float = 3.0) -> tuple["Figure", "Axes"]:
@@ -57,23 +62,22 @@ def legend(axes: "Axes") -> None:
 
 
 def learning_curves(runs: Mapping[str, History], keys: Sequence[str], best: Mapping[str, int]) -> "Figure":
-    """One line for each run and each of the keys, over epochs. best: the step of each run's best validation, which is marked."""
-    figure, axes = empty("epoch", NAMES.get(keys[0], keys[0]) if len(keys) == 1 else "loss a word")
+    """One line for each run and each of the keys, over steps. best: the step of each run's best validation, which is marked."""
+    figure, axes = empty("optimizer step", name_of(keys[0]) if len(keys) == 1 else "loss a word")
     for number, (run, history) in enumerate(runs.items()):
         for dash, key in zip(DASHES, keys):
-            points = [(spot["epoch"], spot[key], spot["step"]) for spot in history if spot.get(key) is not None]
+            points = [(spot["step"], spot[key]) for spot in history if spot.get(key) is not None]
             if not points:
                 continue
-            epochs, values, steps = zip(*points)
-            words = [shown(run)] * (len(runs) > 1) + [NAMES.get(key, key)] * (len(keys) > 1)
+            steps, values = zip(*points)
+            words = [shown(run)] * (len(runs) > 1) + [name_of(key)] * (len(keys) > 1)
             colour, mark = SERIES[number % len(SERIES)], MARKS[number % len(MARKS)]
-            axes.plot(epochs, values, dash, color=colour, linewidth=1.6, marker=mark, markersize=3.5, label=", ".join(words))
+            axes.plot(steps, values, dash, color=colour, linewidth=1.6, marker=mark, markersize=3.5, label=", ".join(words))
             if key != "train_loss" and best.get(run) in steps:
                 place = steps.index(best[run])
-                axes.plot(
-                    epochs[place], values[place], mark, markersize=9, markerfacecolor=GROUND, markeredgecolor=colour, markeredgewidth=2
-                )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+                ring = {"markersize": 9, "markerfacecolor": GROUND, "markeredgecolor": colour, "markeredgewidth": 2}
+                axes.plot(best[run], values[place], mark, **ring)
+    axes.locator_params(axis="x", integer=True)
     legend(axes)
     return figure
 
@@ -97,7 +101,7 @@ def length_groups(references: Mapping[str, Sequence[str]], least: int) -> list[G
     """
     by_length: dict[int, list[str]] = {}
     for name, texts in references.items():
-        by_length.setdefault(round(sum(len(text.split()) for text in texts) / max(1, len(texts))), []).append(name)
+        by_length.setdefault(round(sum(len(tokenize(text)) for text in texts) / max(1, len(texts))), []).append(name)
     groups: list[Group] = []
     for length in sorted(by_length):
         if groups and len(groups[-1].image_ids) < least:
@@ -122,10 +126,11 @@ def scores_of(groups: Sequence[Group], result: Result, metric: str) -> np.ndarra
 
 
 def by_length(results: Mapping[str, Result], groups: Sequence[Group], metric: str) -> "Figure":
-    figure, axes = empty("mean length of the references, in words", NAMES.get(metric, metric))
+    figure, axes = empty("mean length of the references, in words", name_of(metric))
     for number, (run, result) in enumerate(results.items()):
-        look = {"color": SERIES[number % len(SERIES)], "marker": MARKS[number % len(MARKS)], "linestyle": DASHES[number % len(DASHES)]}
-        axes.plot(range(len(groups)), scores_of(groups, result, metric), linewidth=1.6, markersize=5, label=shown(run), **look)
+        colour, dash, mark = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)], MARKS[number % len(MARKS)]
+        values = scores_of(groups, result, metric)
+        axes.plot(range(len(groups)), values, dash, color=colour, marker=mark, linewidth=1.6, markersize=5, label=shown(run))
     axes.set_xticks(range(len(groups)), [group.name for group in groups])
     axes.set_ylim(bottom=0)
     legend(axes)
@@ -144,6 +149,6 @@ def histogram(counts: Mapping[str, Mapping[int, int]], x: str) -> "Figure":
         if number == 0:
             axes.fill_between(places, shares, step="mid", color=colour, alpha=0.15, linewidth=0)
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     legend(axes)
     return figure

@@ -76,7 +76,8 @@ def choice_of(node: str, settings: dict[str, Any]) -> tuple[str, dict[str, Any]]
 @cache
 def choices(node: str) -> dict[str, dict[str, Any]]:
     if node == "cache":  # it stands in train.yaml itself
-        return {"cache": flat(OmegaConf.select(OmegaConf.load(CONFIGS / "train.yaml"), "cache", default={}))}
+        whole = OmegaConf.to_container(OmegaConf.load(CONFIGS / "train.yaml"), resolve=False)
+        return {"cache": flat(whole["cache"])} if isinstance(whole, dict) else {}
     files = sorted((CONFIGS / node).glob("*.yaml"))
     return {file.stem: flat(OmegaConf.to_container(OmegaConf.load(file), resolve=False)) for file in files}
 
