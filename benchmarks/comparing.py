@@ -36,6 +36,12 @@ class World(NamedTuple):
     worse: float = 0.0
     taste: float = 0.5
     garbled: float = 0.2
+    spread: float = 1.0  # so many times as much as those of the first do seeds of the second architecture differ
+
+    def shares(self, which: int, count: int, draws: np.random.Generator) -> np.ndarray:
+        """(count,): what so many runs of the first (0) or second (1) architecture garble."""
+        sd = self.sd * (self.spread if which else 1)
+        return np.clip(self.garbled + which * self.worse + sd * draws.standard_normal(count), 0, 1)
 
 
 def drawn_population(images: int, draws: np.random.Generator) -> list[Columns]:
@@ -70,8 +76,7 @@ def runs_of(world: World, which: int, seeds: int, population: list[Columns], row
 
     C = len(rows)
     shared, runs = draws.standard_normal(C), []
-    for _ in range(seeds):
-        share = np.clip(world.garbled + which * world.worse + world.sd * draws.standard_normal(), 0, 1)
+    for share in world.shares(which, seeds, draws):
         own = world.taste**0.5 * shared + (1 - world.taste) ** 0.5 * draws.standard_normal(C)
         kind = np.where(ndtr(own) < share, 2, draws.integers(0, 2, C))
         runs.append({name: np.choose(kind, [its[name][rows] for its in population]) for name in population[0]})
@@ -80,7 +85,7 @@ def runs_of(world: World, which: int, seeds: int, population: list[Columns], row
 
 def truth_of(world: World, which: int, population: list[Columns], draws: np.random.Generator) -> dict[str, float]:
     """The metrics of an architecture over all seeds and all images of the population."""
-    share = np.clip(world.garbled + which * world.worse + world.sd * draws.standard_normal(TRUTH), 0, 1)[:, None]
+    share = world.shares(which, TRUTH, draws)[:, None]
     sums = {name: np.stack([column.mean() for column in (its[name] for its in population)]) for name in population[0]}
     mixed = {name: (1 - share) * (its[0] + its[1]) / 2 + share * its[2] for name, its in sums.items()}  # (TRUTH, 1), of one long run each
     guesses = [np.stack([np.maximum(0, its["length"] - n).mean() for its in population]) for n in range(LONGEST)]
@@ -148,6 +153,8 @@ def worlds(quick: bool) -> Iterator[World]:
         for worse in (0.0, 0.1):
             yield World((3, 3), 500, 0.05, worse, taste=0.0)
             yield World((1, 1), 500, 0.0, worse, taste=1.0)
+        for seeds in ((2, 2), (3, 3), (5, 5)):
+            yield World(seeds, 500, 0.03, spread=3.0)
 
 
 def speed(run: Run) -> Iterator[Row]:
@@ -185,7 +192,8 @@ def main() -> None:
         kept = simulate(world, population, options.comparisons, seed=number)
         shares = [", ".join(f"{its[name]:.1%}" for name in METRICS) for its in (kept.found, kept.covered, kept.plainly_found)]
         seeds = " + ".join(map(str, world.seeds))
-        cells = [seeds, str(world.images), f"{kept.ratio:.1f}", f"{world.taste:g}", f"{100 * kept.true['bleu4']:.2f}", *shares]
+        ratio = f"{kept.ratio:.1f}" + (f", one {world.spread:g} times the other's" if world.spread != 1 else "")
+        cells = [seeds, str(world.images), ratio, f"{world.taste:g}", f"{100 * kept.true['bleu4']:.2f}", *shares]
         print(f"| {' | '.join(cells)} |", flush=True)
 
 
