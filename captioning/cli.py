@@ -45,6 +45,17 @@ def main(arguments: list[str] | None = None) -> None:
     cache.add_argument("--all", action="store_true")
     cache.add_argument("--dir", type=Path, default=Path(os.environ.get("CAPTIONING_CACHE", "cache")), help="cache.dir of the runs")
 
+    compare = parts.add_parser("compare", help="which is better and by how much: one table over runs, grouped by all but the seed")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, trained and evaluated")
+    compare.add_argument("--metric", default="cider,bleu4,rouge_l", metavar="M,M", help="default: %(default)s")
+    compare.add_argument("--by", default="", metavar="KEY,KEY", help="make groups by these settings alone, as in decoder,decoder.injection")
+    compare.add_argument("--baseline", metavar="GROUP", help="a group's name in the table; default: the first run's group")
+    compare.add_argument("--out", action="append", default=[], type=Path, metavar="FILE", help=".csv, .md, .tex or .html; may be repeated")
+    compare.add_argument("--resamples", type=int, default=2000, help="drawings of the images (default: %(default)s)")
+    compare.add_argument("--no-timing", action="store_true", help="leave out the milliseconds an image")
+    compare.add_argument("--device", default="auto", help="that is timed")
+    compare.add_argument("--force", action="store_true", help="compare where signatures differ, with a warning")
+
     score = parts.add_parser("score", help="metrics of anybody's captions: `captioning score captions.json references.json`")
     score.add_argument("captions", type=Path, help="one caption an image, or several candidates, the first of which is scored")
     score.add_argument("references", type=Path, help="JSON (plain, COCO's, Karpathy's), JSON lines, CSV, or Flickr's token file")

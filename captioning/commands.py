@@ -172,6 +172,35 @@ def run_tokenize(options: argparse.Namespace) -> None:
     sys.stdout.buffer.write("".join(" ".join(tokenize(caption)) + "\n" for caption in captions).encode())
 
 
+def run_compare(options: argparse.Namespace) -> None:
+    from captioning.analysis import tables
+    from captioning.analysis.compare import compare
+    from captioning.analysis.grouping import grouped
+
+    for file in options.out:
+        tables.check_out(file)
+    if options.resamples < 100:
+        raise UserError(f"--resamples {options.resamples}: at least 100")
+    from captioning.analysis.comparison_page import page
+    from captioning.analysis.page import write
+    from captioning.build.compare import costs_of, read_members, unfinished
+    from captioning.training.distributed import find_device
+
+    device = find_device(options.device)
+    by, metrics = (list(dict.fromkeys(filter(None, text.split(",")))) for text in (options.by, options.metric))
+    groups = grouped(read_members(options.runs), by)
+    comparison = compare(groups, metrics, baseline=options.baseline, resamples=options.resamples, force=options.force)
+    comparison = comparison._replace(warnings=comparison.warnings + unfinished(comparison))
+    costs = tables.Costs(*costs_of(groups, device, not options.no_timing))
+    tables.show(tables.tables(comparison, costs))
+    for warning in comparison.warnings:
+        print(f"note: {warning}")
+    for file in options.out:
+        render = tables.RENDERINGS.get(file.suffix.lower(), page)
+        write(file, render(comparison, costs))
+        print(f"written: {file}")
+
+
 def run_doctor(options: argparse.Namespace) -> None:
     from captioning.doctor import report
 
