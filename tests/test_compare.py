@@ -19,6 +19,7 @@ from captioning.analysis.cost import Cost, pareto
 from captioning.analysis.grouping import grouped
 from captioning.build.compare import read_members
 from captioning.build.compose import as_dict, composed
+from captioning.build.evaluation import digest_of
 from captioning.build.runs import prepare
 from captioning.cli import main as captioning_command
 from captioning.data.records import Record
@@ -155,7 +156,8 @@ def a_run(folder, *overrides, seed=1, quality=0.6, references=REFERENCES, search
         checkpoint.save(folder / name, tensors={}, optimizer=None, state={"progress": progress})
     found = {"_target_": "captioning.search.Beam", "beam_size": 3 if search == "beam" else 1}
     evaluation = Evaluation(result.metrics | about, captions, {}, result)
-    results.write(folder, evaluation, references, {"split": split, "images": len(references), "search": found, "precision": "fp32"})
+    about = {"split": split, "images": len(references), "search": found, "precision": "fp32", "checkpoint": digest_of(folder)}
+    results.write(folder, evaluation, references, about)
     return folder
 
 
@@ -170,6 +172,14 @@ def six(tmp_path_factory):
 
 def compared(paths, *, by=(), metrics=METRICS, **more):
     return compare(grouped(read_members(paths), by), metrics, resamples=200, **more)
+
+
+def test_a_run_that_was_trained_on_since_its_evaluation_is_refused(tmp_path):
+    run = a_run(tmp_path / "run", "decoder=lstm")
+    assert read_members([run])
+    checkpoint.save(run / "best", tensors={}, optimizer=None, state={"progress": {"epoch": 3}})
+    with pytest.raises(UserError, match=f"{run}: its checkpoint is another than the one evaluated: python eval.py run={run}"):
+        read_members([run])
 
 
 def costs(comparison):

@@ -265,7 +265,7 @@ def test_every_colour_of_text_and_of_lines_has_enough_contrast_in_both_schemes()
 def run(finished, tmp_path_factory):
     """The finished run, evaluated."""
     from captioning.build.compose import composed
-    from captioning.build.jobs import evaluate
+    from captioning.build.evaluation import evaluate
 
     path = shutil.copytree(finished, tmp_path_factory.mktemp("report") / "run")
     evaluate(composed("eval", [f"run={path}", "split=test", "show=0", "device=cpu", "features=off"]))

@@ -18,8 +18,12 @@ SAID = {
     "perplexity": "Perplexity",
     "length": "Words a caption",
     "vocabulary_used": "Different words",
+    "distinct1": "Different words, share of words",
+    "distinct2": "Different pairs of words, share",
     "distinct_captions": "Different captions",
     "most_common_share": "Most frequent caption, share",
+    "repeats": "Captions that repeat themselves, share",
+    "novelty": "Captions not in training, share",
     "unknown_rate": "<unk>, share of words",
     "loss": "Loss a word",
 }

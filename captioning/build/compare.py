@@ -10,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from captioning.analysis import results
 from captioning.analysis.compare import Comparison
 from captioning.analysis.cost import Captioner, Cost, cost_of, timed
 from captioning.analysis.grouping import Group, Member
+from captioning.build.evaluation import read_evaluated
 from captioning.build.help import CONFIGS
 from captioning.build.objects import make_data
 from captioning.build.runs import MAY_CHANGE, flat, load_run, read_config, read_env
@@ -36,7 +36,7 @@ def read_member(path: Path) -> Member:
     config, env = read_config(path), read_env(path)
     if checkpoint.find(path / "best") is None:
         raise UserError(f"{path}: not trained to a first validation yet (no best checkpoint): train it on with the command that began it")
-    evaluated = results.read(path)
+    evaluated = read_evaluated(path)
     last = checkpoint.find(path / "last")
     progress = checkpoint.load_state(last)["progress"] if last else {}
     settings, usual = settings_of(config), {}

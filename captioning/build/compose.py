@@ -58,6 +58,8 @@ def plain_hydra_errors(name: str, overrides: list[str]) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(in_plain_words(error, name, overrides)) from error
     except ValueError as error:
+        if "can be specified" in str(error):  # -m and --cfg, say
+            raise UserError(str(error)) from error
         if "Config group override" not in str(error):
             raise
         empty = ", ".join(word for word in overrides if word.endswith(("=null", "=")))

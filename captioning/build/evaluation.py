@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from captioning.build.compose import as_dict
 from captioning.build.schema import check
 from captioning.errors import UserError
+
+if TYPE_CHECKING:
+    from captioning.analysis import results
 
 NEEDED = ("search", "run", "split", "device", "features", "precision", "out", "show", "java")
 
@@ -78,16 +81,32 @@ def evaluate(config: DictConfig) -> None:
         say(f"warning: {warning}")
 
 
-def evaluation_of(settings: dict[str, Any], run: Path) -> dict[str, Any]:
-    """What decides on the numbers of an evaluation: it stands in metrics.json beside them."""
-    import captioning
+def digest_of(run: Path) -> str | None:
+    """Of the checkpoint that an evaluation takes."""
     from captioning.training import checkpoint
 
     folder = checkpoint.find(run / "best") or checkpoint.find(run / "last")
+    return checkpoint.sha256(folder / "manifest.json")[:16] if folder else None
+
+
+def read_evaluated(run: Path) -> "results.Evaluated":
+    """UserError where the run was not evaluated, or was trained on since."""
+    from captioning.analysis import results
+
+    evaluated = results.read(run)
+    if evaluated.metrics.get("checkpoint") != digest_of(run):
+        raise UserError(f"{run}: its checkpoint is another than the one evaluated: python eval.py run={run}")
+    return evaluated
+
+
+def evaluation_of(settings: dict[str, Any], run: Path) -> dict[str, Any]:
+    """What decides on the numbers of an evaluation: it stands in metrics.json beside them."""
+    import captioning
+
     return {
         **{key: settings[key] for key in ("split", "search", "precision", "features", "java")},
         "data": {key: value for key, value in (settings.get("data") or {}).items() if value is not None and key != "workers"},
-        "checkpoint": checkpoint.sha256(folder / "manifest.json")[:16] if folder else None,
+        "checkpoint": digest_of(run),
         "captioning": captioning.__version__,
     }
 

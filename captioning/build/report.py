@@ -14,6 +14,7 @@ from captioning.analysis import page, results
 from captioning.analysis.cards import Pictures, Subject
 from captioning.analysis.report import report
 from captioning.analysis.samples import looked
+from captioning.build.evaluation import read_evaluated
 from captioning.build.objects import make
 from captioning.build.runs import flat, load_run, read_config, read_env
 from captioning.data.records import Splits
@@ -31,7 +32,7 @@ def write_report(path: Path, other: Path | None, *, out: Path | None, data_root:
         raise UserError(f"{other}: is the same run twice; OTHER must be another")
     paths = [path] if other is None else [path, other]
     configs = [read_config(its) for its in paths]
-    evaluated = [results.read(its) for its in paths]  # before anything slow: it may not be there
+    evaluated = [read_evaluated(its) for its in paths]  # before anything slow: it may not be there
     splits, problem = read_data(configs[0]["data"], data_root)
     records = splits.get(evaluated[0].metrics["split"], [])
     pictures = Pictures({record.image_id: record.path for record in records}, problem)
