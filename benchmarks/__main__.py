@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import growth, input, scoring, startup, steps
+from benchmarks import comparing, growth, input, scoring, startup, steps
 from benchmarks.measure import Row, Run, machine
 from benchmarks.searching import search_rows
 from captioning.training.memory import keep_freed_memory
@@ -39,6 +39,7 @@ ROWS: dict[str, Callable[[Run], Iterable[Row]]] = {
     "feature-batch": input.feature_batch,
     "epochs": input.epochs,
     "scoring": scoring.scoring,
+    "comparing": comparing.speed,
     "startup": startup.startup,
     "growth": growth.growth,
 }

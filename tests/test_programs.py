@@ -13,7 +13,7 @@ from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
 
 from benchmarks.__main__ import ROWS
-from captioning import cli
+from captioning import cli, commands
 from captioning.analysis import results
 from captioning.build import program as program_module
 from captioning.build.compose import CONFIGS, as_dict, composed
@@ -50,8 +50,8 @@ def test_every_command_of_the_documents_is_understood(command, monkeypatch):
         check(as_dict(composed(script.removesuffix(".py"), overrides)))
     elif words[0] == "captioning":
         seen = []
-        for name in [name for name in vars(cli) if name.startswith("run_")]:
-            monkeypatch.setattr(cli, name, seen.append)
+        for name in [name for name in vars(commands) if name.startswith("run_")]:
+            monkeypatch.setattr(commands, name, seen.append)
         cli.main(words[1:])
         for overrides in (vars(options).get("overrides", []) for options in seen):
             check(as_dict(composed("train", overrides)))

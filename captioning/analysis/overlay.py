@@ -17,14 +17,18 @@ def attention_strip(picture: Image.Image, words: Sequence[str], attention: Tenso
     side = round(attention.shape[1] ** 0.5)
     if side * side != attention.shape[1]:
         raise UserError(f"attention over {attention.shape[1]} cells: only square grids can be drawn")
-    base = np.asarray(picture.resize((tile, tile), Image.Resampling.BICUBIC), dtype=np.float32)
-    tiles = [labelled(Image.fromarray(base.astype(np.uint8)), "")]
-    for word, row in zip(words, attention.float().cpu().numpy()):
-        light = row.reshape(side, side) / max(float(row.max()), 1e-6)
-        mask = Image.fromarray((255 * light).astype(np.uint8)).resize((tile, tile), Image.Resampling.BICUBIC)
-        bright = 0.15 + 0.85 * np.asarray(mask, dtype=np.float32)[:, :, None] / 255
-        tiles.append(labelled(Image.fromarray((base * bright).clip(0, 255).astype(np.uint8)), word))
-    return sheet(tiles, columns)
+    base = picture.resize((tile, tile), Image.Resampling.BICUBIC)
+    return sheet([labelled(base, ""), *(labelled(lit(base, row), word) for word, row in zip(words, attention))], columns)
+
+
+def lit(picture: Image.Image, attention: Tensor) -> Image.Image:
+    """The picture with the cells that were looked at left bright; attention (N,), N = side * side cells, row by row."""
+    side = round(len(attention) ** 0.5)
+    row = attention.float().cpu().numpy()
+    light = row.reshape(side, side) / max(float(row.max()), 1e-6)
+    mask = Image.fromarray((255 * light).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    bright = 0.15 + 0.85 * np.asarray(mask, dtype=np.float32)[:, :, None] / 255
+    return Image.fromarray((np.asarray(picture, dtype=np.float32) * bright).clip(0, 255).astype(np.uint8))
 
 
 def labelled(picture: Image.Image, text: str, height: int = 24) -> Image.Image:

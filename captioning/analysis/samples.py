@@ -1,5 +1,8 @@
 """Pictures with their captions, references and attention: for TensorBoard, for eval.py and for a look."""
 
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -61,6 +64,25 @@ def attention_over(model: CaptionModel, images: Inputs, tokens: Tensor) -> Tenso
     """(B, T, N): where each word of these captions (B, T) looked; None for a decoder that does not attend."""
     bos = torch.full_like(tokens[:, :1], BOS)
     return model.decoder(model.encoder(images), torch.cat([bos, tokens[:, :-1].clamp(min=PAD)], dim=1)).attention
+
+
+class Looked(NamedTuple):
+    """Where each word of a caption looked."""
+
+    picture: Image.Image  # what the encoder saw
+    words: list[str]
+    attention: Tensor  # (T, N)
+
+
+@torch.inference_mode()
+def looked(model: CaptionModel, transform: Transform, vocabulary: Vocabulary, file: Path, caption: str) -> Looked:
+    """The model reads a caption of its own again, on its picture; the decoder must attend. UserError for an unreadable picture."""
+    device = next(model.parameters()).device
+    image, words = transform.read(file), caption.split()
+    ids = [vocabulary.ids.get(word, vocabulary.unk) for word in words]
+    attention = attention_over(model, transform(image)[None].to(device), torch.tensor([[*ids, vocabulary.eos]], device=device))
+    assert attention is not None
+    return Looked(transform.picture(image), words, attention[0, : len(words)])
 
 
 def strip(picture: Image.Image, caption: str, attention: Tensor | None) -> Image.Image:

@@ -1,0 +1,181 @@
+"""Groups of runs beside each other: what they score, how they differ from a baseline, and what of that the data can tell."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from captioning.analysis.bootstrap import LEVEL, MOST_SEEDS, Estimate, draw, estimate, holm
+from captioning.analysis.grouping import Group, Member, again, pooled
+from captioning.errors import UserError, did_you_mean
+from captioning.metrics.results import Columns
+
+METRICS = ("cider", "bleu4", "rouge_l")
+LOWER_IS_BETTER = ("loss", "perplexity")
+NAMES = {"cider": "CIDEr", "rouge_l": "ROUGE-L", **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)}}
+
+
+class Line(NamedTuple):
+    """A group by one metric. Values as the field prints them: times 100, but loss and perplexity as they are."""
+
+    group: str
+    seeds: int
+    sd: float | None  # over seeds
+    mean: Estimate
+    difference: Estimate | None  # to the baseline, which has none itself
+    p_holm: float | None
+
+    @property
+    def is_found(self) -> bool:
+        return self.p_holm is not None and self.p_holm < LEVEL
+
+    @property
+    def is_below_resolution(self) -> bool:
+        return self.difference is not None and abs(self.difference.value) < self.difference.resolvable
+
+
+class Comparison(NamedTuple):
+    groups: list[Group]
+    baseline: str
+    lines: dict[str, list[Line]]  # of each metric
+    about: str  # images, split, search, resamples
+    warnings: list[str]
+
+
+def compare(
+    groups: Sequence[Group], metrics: Sequence[str], *, baseline: str | None = None, resamples: int = 2000, force: bool = False
+) -> Comparison:
+    """baseline: a group's name; by default the first group, which is not chosen by its results.
+
+    UserError for runs that are not to be compared; with `force`, a warning where they can be compared all the same.
+    """
+    members = [member for group in groups for member in group.members]
+    known = [group.name for group in groups]
+    if baseline is None:
+        baseline = known[0]
+    elif baseline not in known:
+        raise UserError(f"--baseline {baseline}: no such group.{did_you_mean(baseline, known)}")
+    for metric in metrics:
+        if metric not in (allowed := members[0].evaluated.result.metrics):
+            raise UserError(f"--metric {metric}: no such metric.{did_you_mean(metric, allowed)}")
+    warnings = [*differences(members, metrics, force), *twice(groups, force)]
+    columns, images = aligned(members)
+    if force and any(len(member.evaluated.result.image_ids) != images for member in members):
+        warnings.append(f"only the {images} images that all runs have are compared")
+    samples = draw(columns, metrics, resamples)
+    places, start = {}, 0
+    for group in groups:
+        places[group.name] = range(start, start := start + len(group.members))
+    lines = {}
+    for metric in metrics:
+        scale = 1 if metric in LOWER_IS_BETTER else 100
+        sample = samples[metric]._replace(values=samples[metric].values * scale, covariance=samples[metric].covariance * scale**2)
+        others = {name: estimate(sample, its, places[baseline]) for name, its in places.items() if name != baseline}
+        adjusted = dict(zip(others, holm([its.p for its in others.values()])))
+        lines[metric] = [
+            Line(
+                name,
+                len(its),
+                float(np.std(sample.values[its], ddof=1)) if len(its) > 1 else None,
+                estimate(sample, its),
+                others.get(name),
+                adjusted.get(name),
+            )
+            for name, its in places.items()
+        ]
+    first = members[0].evaluated.metrics
+    about = f"{images} images of {first['split']}, {resamples} drawings of them"
+    return Comparison(list(groups), baseline, lines, about, warnings + cautions(groups, baseline, lines))
+
+
+def differences(members: Sequence[Member], metrics: Sequence[str], force: bool) -> list[str]:
+    """What the evaluations differ in: refused, or said."""
+    first, found = members[0], []
+    for member in members[1:]:
+        mine, its = (it.evaluated.metrics for it in (first, member))
+        if mine["split"] != its["split"]:
+            raise UserError(
+                f"{member.path} was evaluated on split={its['split']}, {first.path} on split={mine['split']}: evaluate both alike"
+            )
+        for metric in metrics:
+            one, other = (it.evaluated.result.signatures.get(metric) for it in (first, member))
+            if one != other:
+                text = f"{member.path}: its {metric} has the signature {other}, that of {first.path} is {one}"
+                if not force:
+                    raise UserError(f"{text}: not to be compared (--force does)")
+                found.append(text)
+        for key in ("search", "precision"):
+            if mine.get(key) != its.get(key):
+                what = ", ".join(f"{name} ({in_words(it.get(key))})" for name, it in ((first.path, mine), (member.path, its)))
+                found.append(f"captions were not made alike, {key} differs: {what}")
+    return found
+
+
+def in_words(settings: object) -> str:
+    """`Beam beam_size=3 n_best=1`."""
+    if not isinstance(settings, Mapping):
+        return str(settings)
+    kind = str(settings.get("_target_", "")).rpartition(".")[2]
+    return " ".join(filter(None, [kind, *(f"{key}={value}" for key, value in settings.items() if key != "_target_")]))
+
+
+def twice(groups: Sequence[Group], force: bool) -> list[str]:
+    found = []
+    for group in groups:
+        if pair := again(group):
+            text = f"{pair[0].path} and {pair[1].path} have the same settings and seed={pair[0].seed}, and are no two seeds"
+            if not force:
+                raise UserError(f"{text}: give one of them (--force takes both)")
+            found.append(text)
+    return found
+
+
+def aligned(members: Sequence[Member]) -> tuple[list[Columns], int]:
+    """The columns of every run for the same images in the same order, and how many these are: those that all runs have."""
+    shared = set.intersection(*(set(member.evaluated.result.image_ids) for member in members))
+    if not shared:
+        first, other = next((members[0], it) for it in members[1:])
+        raise UserError(f"{first.path} and {other.path} were not evaluated on the same images: there is nothing to compare")
+    columns = []
+    for member in members:
+        place = {name: row for row, name in enumerate(member.evaluated.result.image_ids)}
+        rows = [place[name] for name in sorted(shared)]
+        columns.append({name: column[rows] for name, column in member.evaluated.result.columns.items()})
+    common = set.intersection(*(set(its) for its in columns))  # an older evaluation may lack one
+    return [{name: its[name] for name in its if name in common} for its in columns], len(shared)
+
+
+def cautions(groups: Sequence[Group], baseline: str, lines: Mapping[str, Sequence[Line]]) -> list[str]:
+    """What a reader must know before believing the table."""
+    found = []
+    if alone := [group.name for group in groups if len(group.members) == 1]:
+        found.append(
+            f"one seed only: {', '.join(alone)}. Intervals and p are about this one training run and do not know what another seed would "
+            "have given: they say nothing of the architecture"
+        )
+    for group in groups:
+        if keys := pooled(group):
+            found.append(f"{group.name}: pooled over {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''}, whose effect counts as seeds'")
+    for metric, its in lines.items():
+        name = NAMES.get(metric, metric)
+        for line in its:
+            if line.difference and line.difference.uneven:
+                found.append(f"{name}: the seeds of {line.group} and {baseline} do not spread alike: the p between them may be too small")
+        if below := [line for line in its if line.is_below_resolution]:
+            found.append(f"{name}: less than this data can resolve: {'; '.join(map(in_words_of, below))}")
+    machines = {group.name: sorted({member.machine for member in group.members}) for group in groups}
+    if len({machine for its in machines.values() for machine in its}) > 1:
+        found.append("trained on different machines: training times and memory do not compare")
+    return found
+
+
+def in_words_of(line: Line) -> str:
+    """`gru merge, -1.17 (it resolves 2.10; if real, about 5 seeds each would show it)`."""
+    difference = line.difference
+    assert difference
+    text = f"{line.group}, {difference.value:+.2f} (it resolves {difference.resolvable:.2f}"
+    if min(difference.seeds) < 2:
+        return f"{text}; how many seeds would do, a single one cannot tell)"
+    if (needed := difference.seeds_needed) is None:
+        return f"{text}; {MOST_SEEDS} seeds each would not do, more images might)"
+    return f"{text}; if it is real, about {needed} seeds each would show it)"

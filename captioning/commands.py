@@ -1,0 +1,207 @@
+"""What the commands of `captioning` do: each opens what it needs and hands it on. What is heavy is imported where it is used."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from captioning.errors import UserError
+
+
+def run_caption(options: argparse.Namespace) -> None:
+    for name in ("beam_size", "max_length"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+    import torch
+
+    from captioning.analysis.overlay import stacked
+    from captioning.analysis.samples import attention_over, strip
+    from captioning.build.runs import load_run
+    from captioning.search import Beam
+    from captioning.training.distributed import find_device
+
+    device = find_device(options.device)
+    run = load_run(options.run, device)
+    if options.attention and not run.model.decoder.attends:
+        raise UserError(f"--attention {options.attention}: the decoder of {options.run} does not attend; attention and adaptive do")
+    out = options.attention
+    if out and (out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or not out.absolute().parent.is_dir()):
+        raise UserError(f"--attention {out}: must be a .png, .jpg or .webp file in a folder that exists")
+    search = Beam(options.beam_size, options.beam_size if options.n_best else 1, options.max_length)
+    result, strips, refused = {}, [], []
+    for path in options.images:
+        try:
+            image = run.transform.read(path)
+        except UserError as error:  # the others are still captioned
+            refused.append(str(error))
+            continue
+        pixels = run.transform(image)[None].to(device)
+        found = run.model.generate(pixels, search)
+        captions = [run.vocabulary.decode(ids) for ids in found.tokens[0].tolist()]
+        result[str(path)] = [{"caption": text, "log_p": score} for text, score in zip(captions, found.scores[0].tolist())]
+        if options.attention:
+            with torch.inference_mode():
+                attention = attention_over(run.model, pixels, found.tokens[:, 0])
+            strips.append(strip(run.transform.picture(image), captions[0], None if attention is None else attention[0]))
+        if not options.json:
+            shown = result[str(path)] if options.n_best else result[str(path)][:1]
+            for item in shown:
+                print(f"{path}: {item['caption']}" + (f"  ({item['log_p']:.2f})" if options.n_best else ""))
+    if options.json:
+        print(json.dumps(result if options.n_best else {path: items[0]["caption"] for path, items in result.items()}, indent=1))
+    if strips:
+        stacked(strips).save(options.attention)
+        print(f"{options.attention} shows where each word looked", file=sys.stderr)
+    if refused:
+        raise UserError("; ".join(refused))
+
+
+def run_check_data(options: argparse.Namespace) -> None:
+    from captioning.build.compose import as_dict, composed
+    from captioning.build.objects import make_data
+    from captioning.build.schema import check
+    from captioning.data.check import check_splits, summary
+    from captioning.training.console import progress
+
+    config = as_dict(composed("train", options.overrides))
+    check(config)
+    data = make_data(config)
+    if not Path(data.root).is_dir() and "shapes" not in config["data"]["reader"]["_target_"]:
+        raise UserError(f"data.root={data.root}: no such folder")
+    try:
+        splits = data.reader()
+    except UserError as error:
+        print(f"not readable: {error}")
+        sys.exit(1)
+    print("\n".join(summary(splits, data.min_count)))
+    with progress("reading images", sum(map(len, splits.values()))) as advance:
+        problems = check_splits(splits, advance)
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        its = [problem for problem in problems if problem.kind == kind]
+        print(f"\n{kind}: {len(its)}{'' if its[0].is_fatal else ' (training works)'}")
+        for problem in its[: options.most]:
+            print(f"  {problem.where}: {problem.what}")
+        if len(its) > options.most:
+            print(f"  ... and {len(its) - options.most} more")
+    fatal = sum(problem.is_fatal for problem in problems)
+    print(f"\n{len(problems)} problems, {fatal} of which would make training wrong" if problems else "\nno problems")
+    sys.exit(1 if fatal else 0)
+
+
+def run_extract(options: argparse.Namespace) -> None:
+    from captioning.build.compose import as_dict, composed
+    from captioning.build.schema import check
+
+    config = as_dict(composed("train", options.overrides))
+    check(config, needed=("data", "encoder", "cache", "seed", "device"))
+    from captioning.build.features import extract_all
+
+    extract_all(config)
+
+
+def run_report(options: argparse.Namespace) -> None:
+    if options.examples < 1:
+        raise UserError(f"--examples {options.examples}: at least 1")
+    from captioning.build.report import write_report
+
+    settings = {"data_root": options.data_root, "device": options.device, "examples": options.examples}
+    print(write_report(options.run, options.other, out=options.out, **settings))
+
+
+def run_cache(options: argparse.Namespace) -> None:
+    from captioning.cache.store import entries, in_words, remove
+
+    if options.action == "remove":
+        if options.all == bool(options.keys):
+            raise UserError("captioning cache remove: give KEYs of `captioning cache list`, or --all")
+        keys = [entry.key for entry in entries(options.dir)] if options.all else options.keys
+        print(f"{in_words(remove(options.dir, keys))} set free")
+        return
+    found = entries(options.dir)
+    for entry in found:
+        print(f"{entry.key}  {in_words(entry.bytes):>9}  {entry.state:10}  {entry.images:,} images  {entry.what}")
+    print(f"{len(found)} in {options.dir}, {in_words(sum(entry.bytes for entry in found))}")
+
+
+def run_score(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from captioning.analysis import scoring
+    from captioning.data.captions import read_captions
+    from captioning.metrics.audit import audit
+    from captioning.metrics.cider import Frequencies
+    from captioning.metrics.score import respaced
+    from captioning.metrics.tokenizer import tokenize
+
+    given, notes = scoring.read(options.captions, options.references)
+    frequencies = None if options.cider_df == "corpus" else scoring.read_frequencies(Path(options.cider_df))
+    scored = scoring.score(given, frequencies, read_captions(options.training) if options.training else None, options.java)
+    try:
+        if options.save_cider_df:
+            Frequencies.of([[respaced(tokenize(text)) for text in its] for its in given.references]).save(options.save_cider_df)
+        if options.per_image:
+            scored.result.save(options.per_image)
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from None
+    for note in notes + scored.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(scored.metrics, indent=1))
+        return
+    signatures = scored.metrics["signatures"]
+    for name, value in scored.metrics.items():
+        if name != "signatures":
+            print(f"{name:18} {value:<8.4f} {signatures.get(name, '')}" if isinstance(value, float) else f"{name:18} {value}")
+    if options.audit:
+        Console().print(scoring.audit_table(audit([texts[0] for texts in given.candidates], given.references)))
+
+
+def run_tokenize(options: argparse.Namespace) -> None:
+    from captioning.metrics.tokenizer import tokenize
+
+    try:
+        content = sys.stdin.buffer.read() if options.file == "-" else Path(options.file).read_bytes()
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{options.file}: line {line} is not UTF-8, which captions must be in") from error
+    except OSError as error:
+        reason = {FileNotFoundError: "no such file", IsADirectoryError: "a folder, not a file"}.get(type(error), error.strerror)
+        raise UserError(f"{options.file}: {reason}") from error
+    captions = text.removesuffix("\n").split("\n") if text else []
+    sys.stdout.buffer.write("".join(" ".join(tokenize(caption)) + "\n" for caption in captions).encode())
+
+
+def run_compare(options: argparse.Namespace) -> None:
+    from captioning.analysis import tables
+    from captioning.analysis.compare import compare
+    from captioning.analysis.grouping import grouped
+
+    for file in options.out:
+        tables.check_out(file)
+    if options.resamples < 100:
+        raise UserError(f"--resamples {options.resamples}: at least 100")
+    from captioning.analysis.comparison_page import page
+    from captioning.analysis.page import write
+    from captioning.build.compare import costs_of, read_members, unfinished
+    from captioning.training.distributed import find_device
+
+    device = find_device(options.device)
+    by, metrics = (list(dict.fromkeys(filter(None, text.split(",")))) for text in (options.by, options.metric))
+    groups = grouped(read_members(options.runs), by)
+    comparison = compare(groups, metrics, baseline=options.baseline, resamples=options.resamples, force=options.force)
+    comparison = comparison._replace(warnings=comparison.warnings + unfinished(comparison))
+    costs = tables.Costs(*costs_of(groups, device, not options.no_timing))
+    tables.show(tables.tables(comparison, costs))
+    for warning in comparison.warnings:
+        print(f"note: {warning}")
+    for file in options.out:
+        render = tables.RENDERINGS.get(file.suffix.lower(), page)
+        write(file, render(comparison, costs))
+        print(f"written: {file}")
+
+
+def run_doctor(options: argparse.Namespace) -> None:
+    from captioning.doctor import report
+
+    print("\n".join(report()))

@@ -1,0 +1,381 @@
+"""Laws of comparing: what is the same does not differ, what was drawn together is compared together, and p keeps its promise."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import CNN, ROOT, SMALL, TINY
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.comparing import World, captions_of, drawn_population, simulate
+from captioning.analysis import cost, results, tables
+from captioning.analysis.bootstrap import Estimate, draw, estimate, holm
+from captioning.analysis.compare import compare
+from captioning.analysis.comparison_page import page
+from captioning.analysis.cost import Cost, pareto
+from captioning.analysis.grouping import grouped
+from captioning.build.compare import read_members
+from captioning.build.compose import as_dict, composed
+from captioning.build.runs import prepare
+from captioning.cli import main as captioning_command
+from captioning.data.records import Record
+from captioning.data.vocabulary import Vocabulary
+from captioning.errors import UserError
+from captioning.training import checkpoint
+from captioning.training.evaluate import Evaluation, grade
+from captioning.training.evaluate import prepare as prepared
+
+METRICS = ("cider", "bleu4", "rouge_l")
+
+
+def runs(count, images=60, seed=0):
+    draws = np.random.default_rng(seed)
+    return [captions_of(images, 0.6, draws) for _ in range(count)]
+
+
+# The statistics
+
+
+def test_equal_groups_differ_by_nothing_and_surely_so():
+    columns = runs(2)
+    for sample in draw([*columns, *columns], METRICS, 100).values():
+        its = estimate(sample, [0, 1], [2, 3])
+        assert its.value == 0 and its.p == 1 and its.interval[0] <= 0 <= its.interval[1]
+
+
+def test_swapping_group_and_baseline_turns_the_sign_and_nothing_else():
+    for sample in draw(runs(5), METRICS, 100).values():
+        one, other = estimate(sample, [0, 1], [2, 3, 4]), estimate(sample, [2, 3, 4], [0, 1])
+        assert one.value == pytest.approx(-other.value) and one.p == pytest.approx(other.p)
+        assert one.interval == pytest.approx((-other.interval[1], -other.interval[0]))
+
+
+def test_what_an_image_adds_to_all_runs_cancels_in_a_difference_and_not_in_a_mean():
+    columns, shift = runs(4), 5 * np.random.default_rng(1).random(60)
+    shifted = [its | {"cider": its["cider"] + shift} for its in columns]
+    plain, moved = (draw(its, ["cider"], 200)["cider"] for its in (columns, shifted))
+    differences = [estimate(sample, [0, 1], [2, 3]) for sample in (plain, moved)]
+    assert differences[0].interval == pytest.approx(differences[1].interval) and differences[0].p == pytest.approx(differences[1].p)
+    assert estimate(moved, [0]).half_width() > 2 * estimate(plain, [0]).half_width()
+
+
+def test_the_image_part_of_a_mean_is_its_variance_over_the_number_of_images():
+    columns = runs(1, images=500)
+    its = estimate(draw(columns, ["cider"], 5000)["cider"], [0])
+    assert its.image == pytest.approx(columns[0]["cider"].var(ddof=1) / 500, rel=0.1)
+
+
+def test_runs_whose_images_say_the_same_have_nothing_crossed_and_runs_of_their_own_have_nothing_common():
+    alike, apart = runs(1, 300) * 3, runs(3, 300)
+    alike = estimate(draw(alike, ["cider"], 1000)["cider"], [0, 1, 2])
+    assert alike.crossed[0] == pytest.approx(0, abs=1e-12) and alike.common == pytest.approx(alike.image)
+    apart = [its | {"cider": np.random.default_rng(seed).random(300)} for seed, its in enumerate(apart)]
+    apart = estimate(draw(apart, ["cider"], 1000)["cider"], [0, 1, 2])
+    assert apart.common < 0.4 * apart.image
+
+
+ESTIMATES = st.builds(
+    Estimate,
+    value=st.floats(-5, 5),
+    image=st.floats(1e-3, 4),
+    seeds=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    between=st.tuples(st.floats(0, 9), st.floats(0, 9)),
+    crossed=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    images=st.integers(50, 1000),
+)
+
+
+@given(ESTIMATES)
+def test_p_is_below_5_percent_where_the_interval_excludes_0_and_nowhere_else(its):
+    assert (its.p < 0.05) == (not its.interval[0] <= 0 <= its.interval[1])
+    assert 0 < its.p <= 1 and its.resolvable > its.half_width()
+
+
+def test_few_seeds_have_students_t_and_never_less_than_the_images_alone():
+    its = Estimate(1.0, 1e-9, (3, 3), (2.0, 2.0), (0.0, 0.0), 1000)
+    assert its.freedom == pytest.approx(4) and its.half_width() == pytest.approx(2.776 * (2 / 3 + 2 / 3) ** 0.5, rel=1e-3)
+    assert Estimate(1.0, 4.0, (3, 3), (0.0, 0.0), (1.0, 1.0), 10**6).half_width() == pytest.approx(1.96 * 2, rel=1e-3)
+
+
+def test_more_seeds_resolve_a_difference_unless_the_images_alone_do_not():
+    its = Estimate(1.0, 0.01, (2, 2), (0.5, 0.5), (0.0, 0.0), 1000)
+    assert its.resolvable > 1 and its.seeds_needed and its.with_seeds(its.seeds_needed).resolvable <= 1
+    assert its.with_seeds(its.seeds_needed - 1).resolvable > 1
+    assert its._replace(image=0.5).seeds_needed is None and its._replace(seeds=(1, 2)).seeds_needed is None
+
+
+def test_holms_correction_by_hand():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.02]) == [0.02] and holm([]) == []
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (3, 3)])
+def test_differences_that_are_not_there_are_found_in_5_percent_and_those_that_are_lie_in_their_intervals(seeds):
+    """Seeds that differ more than images do: there the plain hierarchical bootstrap finds what is not there."""
+    population, many = drawn_population(2000, np.random.default_rng(0)), 200
+    bound = 0.05 + 3 * (0.05 * 0.95 / many) ** 0.5
+    none = simulate(World(seeds, 300, sd=0.2), population, many, resamples=150)
+    assert max(none.found.values()) < bound and none.ratio > 1.5
+    assert none.plainly_found["bleu4"] > bound
+    some = simulate(World(seeds, 300, sd=0.05, worse=0.15), population, many, resamples=150, seed=1)
+    assert min(some.covered.values()) > 1 - bound and abs(some.true["bleu4"]) > 0.02
+
+
+# Runs
+
+WORDS = ["a", "dog", "runs", "in", "the", "red", "grass", "and", "two", "men", "sit", "on", "big", "blue", "chairs", "by", "water"]
+REFERENCES = {f"{i:03}.png": [" ".join(np.random.default_rng([i, k]).choice(WORDS, 9)) for k in range(3)] for i in range(40)}
+
+
+def said(quality, seed):
+    """Captions that have so many of the first reference's words."""
+    draws = np.random.default_rng(seed)
+    return {
+        name: " ".join(word if draws.random() < quality else draws.choice(WORDS) for word in texts[0].split())
+        for name, texts in REFERENCES.items()
+    }
+
+
+def a_run(folder, *overrides, seed=1, quality=0.6, references=REFERENCES, search="beam", split="test", epochs=2):
+    """A run directory that was never trained, but written as training and evaluation write it."""
+    encoder = [] if any(word.startswith("encoder=") for word in overrides) else CNN
+    config = as_dict(composed("train", [*TINY, *encoder, *SMALL, "trainer.epochs=2", f"run={folder}", f"seed={seed}", *overrides]))
+    records = [Record(name, ROOT / name, texts, "here", []) for name, texts in references.items()]
+    prepare(folder, config, {"train": records}, Vocabulary.build(WORDS, 1), None, None)
+    captions = {name: text for name, text in said(quality, seed).items() if name in references}
+    result, about = grade(captions, prepared(references))
+    spots = [
+        {"epoch": n, "step": n, "seconds": 1.0, "train_loss": 1.0, **{k: v * n / 2 for k, v in result.metrics.items()}} for n in (1, 2)
+    ]
+    progress = {"epoch": epochs, "step": 2, "seconds": 60.0 + seed, "peak_memory": 2**30, "history": spots}
+    for name in ("best", "last"):
+        checkpoint.save(folder / name, tensors={}, optimizer=None, state={"progress": progress})
+    found = {"_target_": "captioning.search.Beam", "beam_size": 3 if search == "beam" else 1}
+    evaluation = Evaluation(result.metrics | about, captions, {}, result)
+    results.write(folder, evaluation, references, {"split": split, "images": len(references), "search": found, "precision": "fp32"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory):
+    """Three seeds of an LSTM, two of a GRU that merges, one of attention."""
+    root = tmp_path_factory.mktemp("six")
+    lstm = [a_run(root / f"lstm-{seed}", "decoder=lstm", seed=seed) for seed in (1, 2, 3)]
+    gru = [a_run(root / f"gru-{seed}", "decoder=gru", "decoder.injection=merge", seed=seed, quality=0.9) for seed in (1, 2)]
+    return [*lstm, *gru, a_run(root / "attention-1", "decoder=attention", quality=0.58)]
+
+
+def compared(paths, *, by=(), metrics=METRICS, **more):
+    return compare(grouped(read_members(paths), by), metrics, resamples=200, **more)
+
+
+def costs(comparison):
+    its = {group.name: Cost(10**6 * (n + 1), 10, 1e9, 60.0, 2**30, 0.01 * (n + 1), 0.02) for n, group in enumerate(comparison.groups)}
+    return tables.Costs(its, "ms an image: of nothing")
+
+
+def test_groups_are_what_differs_in_more_than_the_seed_and_are_named_by_it(six):
+    groups = grouped(read_members(six))
+    assert [(group.name, len(group.members)) for group in groups] == [("lstm init", 3), ("gru merge", 2), ("attention", 1)]
+
+
+def test_names_say_what_differs_and_nothing_that_follows_from_it(tmp_path):
+    one = a_run(tmp_path / "a", "encoder=resnet18", "encoder.weights=none", "decoder=lstm")
+    two = a_run(tmp_path / "b", "encoder=vgg16", "encoder.weights=none", "decoder=lstm", "decoder.dropout=0.25")
+    assert [group.name for group in grouped(read_members([one, two]))] == ["resnet18 dropout=0.5", "vgg16 dropout=0.25"]
+    longer = a_run(tmp_path / "c", "encoder=resnet18", "encoder.weights=none", "decoder=lstm", "trainer.epochs=5", "data.workers=3")
+    assert [group.name for group in grouped(read_members([one, longer]))] == ["epochs=2", "epochs=5"]
+    elsewhere = a_run(tmp_path / "d", "encoder=resnet18", "encoder.weights=none", "decoder=lstm", "data.workers=3", seed=2)
+    assert [len(group.members) for group in grouped(read_members([one, elsewhere]))] == [2]
+
+
+def test_groups_by_some_settings_pool_the_others_and_say_so(six):
+    comparison = compared(six, by=["decoder.cell"])
+    assert [(group.name, len(group.members)) for group in comparison.groups] == [("lstm", 4), ("gru", 2)]
+    assert any("lstm: pooled over" in warning and "decoder" in warning for warning in comparison.warnings)
+    with pytest.raises(UserError, match="--by decodr: no such|--by decodr: no run has such a setting. Did you mean decoder"):
+        compared(six, by=["decodr"])
+
+
+def test_a_table_has_means_spreads_and_differences_to_the_first_group_given(six):
+    comparison = compared(six)
+    values = [results.read(path).result.metrics["cider"] * 100 for path in six]
+    first, second, third = comparison.lines["cider"]
+    assert first.mean.value == pytest.approx(np.mean(values[:3])) and first.sd == pytest.approx(np.std(values[:3], ddof=1))
+    assert comparison.baseline == "lstm init" and first.difference is None and third.sd is None
+    assert second.difference.value == pytest.approx(np.mean(values[3:5]) - np.mean(values[:3])) and second.difference.p < 0.05
+    assert second.p_holm == pytest.approx(min(1, 2 * second.difference.p)) or second.p_holm >= second.difference.p
+    other = compared(six, baseline="gru merge").lines["cider"][0]
+    assert other.difference.value == pytest.approx(-second.difference.value)
+    with pytest.raises(UserError, match="--baseline gru merg: no such group. Did you mean gru merge"):
+        compared(six, baseline="gru merg")
+    with pytest.raises(UserError, match="--metric cidr: no such metric. Did you mean cider"):
+        compared(six, metrics=["cidr"])
+
+
+def test_one_seed_and_what_cannot_be_resolved_are_said(six):
+    warnings = compared(six).warnings
+    assert any(warning.startswith("one seed only: attention.") and "nothing of the architecture" in warning for warning in warnings)
+    below = next(warning for warning in warnings if warning.startswith("CIDEr: less than this data can resolve"))
+    assert "attention," in below and "gru merge" not in below and "a single one cannot tell" in below
+    assert not any("one seed only" in warning for warning in compared(six[:5]).warnings)
+
+
+def test_other_references_are_refused_with_both_signatures_and_compared_by_force(tmp_path):
+    one = a_run(tmp_path / "one")
+    fewer = a_run(tmp_path / "fewer", references=dict(list(REFERENCES.items())[5:]), seed=2)
+    with pytest.raises(
+        UserError, match=r"fewer: its cider has the signature cider\|.*images:35.*one is cider\|.*images:40.*--force"
+    ) as error:
+        compared([one, fewer])
+    assert "\n" not in str(error.value)
+    comparison = compared([one, fewer], force=True)
+    assert any("signature" in warning for warning in comparison.warnings) and comparison.about.startswith("35 images of test")
+
+
+def test_images_are_matched_by_name_and_not_by_place(six, tmp_path):
+    plain = compared(six[:2]).lines["cider"][0].mean
+    turned = a_run(tmp_path / "turned", "decoder=lstm", seed=2)
+    scores = json.loads((turned / "scores.json").read_text())
+    scores["image_ids"].reverse()
+    scores["columns"] = {name: column[::-1] for name, column in scores["columns"].items()}
+    (turned / "scores.json").write_text(json.dumps(scores))
+    assert compared([six[0], turned]).lines["cider"][0].mean == plain
+
+
+def test_other_splits_are_refused_and_other_searches_said(six, tmp_path):
+    val = a_run(tmp_path / "val", "decoder=lstm", seed=4, split="val")
+    with pytest.raises(UserError, match="val was evaluated on split=val, .* on split=test"):
+        compared([six[0], val])
+    greedy = a_run(tmp_path / "greedy", "decoder=lstm", seed=4, search="greedy")
+    assert any(
+        "search differs" in warning and "Beam beam_size=3" in warning and "beam_size=1" in warning
+        for warning in compared([six[0], greedy]).warnings
+    )
+
+
+def test_a_run_that_is_not_evaluated_or_not_trained_is_refused_by_name(six, tmp_path):
+    bare = a_run(tmp_path / "bare", "decoder=lstm", seed=5)
+    (bare / "scores.json").unlink()
+    with pytest.raises(UserError, match=f"{bare}: not evaluated yet .*python eval.py run={bare}"):
+        read_members([six[0], bare])
+    for file in (bare / "best").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match=f"{bare}: not trained to a first validation"):
+        read_members([bare])
+    with pytest.raises(UserError, match="not a run directory"):
+        read_members([tmp_path])
+
+
+def test_one_run_given_as_two_seeds_is_refused(six, tmp_path):
+    assert len(read_members([six[0], six[0]])) == 1
+    twin = a_run(tmp_path / "twin", "decoder=lstm", seed=1)
+    with pytest.raises(UserError, match="have the same settings and seed=1"):
+        compared([six[0], twin])
+
+
+# What it looks like
+
+
+def test_csv_and_latex_and_markdown_hold_the_table(six):
+    comparison = compared(six)
+    rows = list(csv.DictReader(tables.as_csv(comparison, costs(comparison)).splitlines()))
+    assert len(rows) == 9 and {row["metric"] for row in rows} == set(METRICS)
+    second = comparison.lines["cider"][1]
+    assert float(rows[1]["difference"]) == second.difference.value and float(rows[1]["p_holm"]) == second.p_holm
+    assert rows[0]["difference"] == "" and float(rows[1]["greedy_ms"]) == 20
+    shown = tables.tables(comparison, costs(comparison))
+    text = tables.latex(shown, comparison.warnings)
+    bodies = re.findall(r"\\begin\{tabular\}\{(l(?:r+))\}\n\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL)
+    assert len(bodies) == 4
+    for (columns, body), table in zip(bodies, shown):
+        lines = [line for line in body.splitlines() if line != r"\midrule"]
+        assert len(lines) == len(table.rows) + 1 and all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in lines)
+    grid = [line for line in tables.markdown(shown, []).splitlines() if line.startswith("|")]
+    assert len(grid) == 4 * 5 and all(len(re.split(r"(?<!\\)\|", line)) in (11, 10) for line in grid)
+
+
+def test_names_are_escaped_in_every_form(six):
+    group = "a_b & <i>|$x$"
+    members = [member._replace(settings={"decoder": name}) for name, member in zip((group, "other"), read_members([six[0], six[5]]))]
+    comparison = compare(grouped(members), METRICS, resamples=100)
+    shown = tables.tables(comparison, costs(comparison))
+    assert r"a\_b \& \textless{}i\textgreater{}|\$x\$" in tables.latex(shown, [])
+    assert r"a\_b & \<i\>\|$x$" in tables.markdown(shown, [])
+    text = page(comparison, costs(comparison))
+    assert "a_b &amp; &lt;i&gt;|$x$" in text and "<i>" not in text
+
+
+def test_the_page_has_tables_figures_with_a_text_and_nothing_from_outside(six):
+    comparison = compared(six)
+    text = page(comparison, costs(comparison))
+    assert text.count("<svg") == text.count('role="img" aria-label="') == 7 and text.count("<table>") == 5
+    assert "one seed only: attention" in text and str(six[0]) in text and "cider|tok:" in text
+    assert not re.search(r'(?:src|href)="(?!#|data:)', text)
+
+
+def test_pareto_marks_whom_no_other_beats():
+    assert pareto({"a": 3, "b": 2, "c": 1, "d": 3}, {"a": 5, "b": 2, "c": 2, "d": 6}) == {"a", "b"}
+    assert pareto({"a": 1, "b": 1}, {"a": 1, "b": 1}) == {"a", "b"}
+
+
+# With models
+
+
+@pytest.fixture(scope="module")
+def trained(drawings, tmp_path_factory):
+    from captioning.build.jobs import Training, evaluate
+
+    found = []
+    for decoder, seed in (("lstm", 1), ("lstm", 2), ("attention", 1)):
+        run = tmp_path_factory.mktemp("trained") / f"{decoder}-{seed}"
+        words = [*TINY, *CNN, *SMALL, f"decoder={decoder}", f"seed={seed}", "trainer=smoke", f"data.root={drawings}", f"run={run}"]
+        Training(as_dict(composed("train", words))).start()
+        evaluate(composed("eval", [f"run={run}", "show=0", "device=cpu"]))
+        found.append(str(run))
+    return found
+
+
+def test_the_command_compares_trained_runs_and_writes_every_form(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cost, "ROUNDS", 2)
+    out = [word for kind in ("csv", "md", "tex", "html") for word in ("--out", str(tmp_path / f"table.{kind}"))]
+    captioning_command(["compare", *trained, "--metric", "cider,bleu4", *out, "--device", "cpu", "--resamples", "200"])
+    text = capsys.readouterr().out
+    assert "CIDEr, x100: 8 images of test" in text and "one seed only: attention" in text and "ms, beam 3" in text
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [row["group"] for row in rows] == ["lstm", "attention"] * 2
+    for row in rows:
+        assert 0 < int(row["trained"]) <= int(row["parameters"]) and float(row["greedy_ms"]) > 0 and float(row["beam_ms"]) > 0
+        assert float(row["training_s"]) > 0 and float(row["peak_bytes"]) > 2**20
+    assert (tmp_path / "table.html").read_text().startswith("<!doctype html>")
+    with pytest.raises(SystemExit) as ended:
+        captioning_command(["compare", *trained, "--out", str(tmp_path / "table.pdf")])
+    assert ended.value.code == 2 and "must end in .csv, .md, .tex, .html" in capsys.readouterr().err
+
+
+def test_without_timing_there_are_no_times_and_flops_stand_for_the_cost(trained, capsys):
+    captioning_command(["compare", *trained, "--no-timing", "--resamples", "100"])
+    text = capsys.readouterr().out
+    assert "ms, greedy" not in text and "no more FLOPs" in text
+
+
+@pytest.mark.parametrize("name", ["attention", "adaptive", "lstm", "gru", "rnn"])
+def test_operations_of_a_caption_are_those_of_the_formula_and_of_its_encoder(name):
+    from benchmarks.flops import Sizes, flops_of
+    from captioning.analysis.cost import Captioner, flops_a_caption
+    from captioning.build.objects import make
+    from captioning.data.transforms import Transform
+    from captioning.models.caption_model import CaptionModel
+    from captioning.models.encoders import SmallCNN
+
+    node = as_dict(composed("train", [f"decoder={name}", *SMALL]))["decoder"]
+    encoder = SmallCNN(16)
+    decoder = make("decoder", node, feature_dims=encoder.dims, vocab_size=50)
+    model = CaptionModel(encoder, decoder).eval()
+    found = flops_a_caption(Captioner(model, Transform(size=32), Vocabulary([])), words=9)
+    convolutions = 2 * (16 * 16 * 27 * 4 + 8 * 8 * 36 * 8 + 4 * 4 * 72 * 16 + 4 * 4 * 144 * 16) + 2 * 16 * 2 * 16  # and the cells' places
+    wanted = convolutions + flops_of(decoder, encoder.dims, Sizes(1, 16, 10)).forward
+    assert found == pytest.approx(wanted, rel=0.02)
