@@ -311,19 +311,19 @@ def test_two_processes_take_steps_together(drawings, tmp_path):
 def test_a_run_that_is_killed_and_restarted_ends_with_the_same_weights_and_needs_its_start_no_more(train, tmp_path, model, more):
     begun = train(*model, "trainer.max_steps=2", "trainer.samples=0", run=tmp_path / "start")
     begun.fit()
-    overrides = [*model, *SCST, *more, f"start={tmp_path / 'start'}", "trainer.max_steps=6", "trainer.checkpoint_every=2"]
+    overrides = [*model, *SCST, *more, f"start={tmp_path / 'start'}", "trainer.max_steps=4", "trainer.checkpoint_every=2"]
     whole = train(*overrides, run=tmp_path / "whole")
     assert same(weights(whole), weights(begun))
     whole.fit()
     assert not same(weights(whole), weights(begun))
-    for steps in (1, 5):  # before there is a checkpoint, and after one
+    for steps in (1, 3):  # before there is a checkpoint, and after one
         trainer = train(*overrides, run=tmp_path / "killed")
         kill_after(trainer, steps)
         with pytest.raises(Killed):
             trainer.fit()
     shutil.rmtree(tmp_path / "start")
     last = train(*overrides, run=tmp_path / "killed")
-    assert last.fit() is not None and last.progress.step == whole.progress.step == 6
+    assert last.fit() is not None and last.progress.step == whole.progress.step == 4
     assert same(weights(last), weights(whole)) and last.progress.metrics == whole.progress.metrics
 
 
