@@ -281,12 +281,14 @@ def test_the_loss_ignores_padding_and_the_penalty_wants_each_cell_once():
 
 def test_scheduled_sampling_replaces_inner_words_only_and_more_with_time(train):
     trainer = train("decoder=lstm", *SMALL, "trainer.scheduled_sampling=1.0", "trainer.max_steps=100")
-    batch = next(trainer.batches.epoch(0))
-    assert torch.equal(trainer.sampled(batch.images, batch.tokens), batch.tokens)  # at step 0 nothing is replaced
-    changed = []
-    for step in (30, 100):
+    batch, seen = next(trainer.batches.epoch(0)), []
+    trainer.parallel = lambda images, inputs: seen.append(inputs) or trainer.model(images, inputs)
+    for step in (0, 30, 100):
         trainer.progress.step = step
-        mixed = trainer.sampled(batch.images, batch.tokens)
+        trainer.train_step([batch])
+    assert torch.equal(seen[0], batch.tokens)  # at step 0 nothing is replaced
+    changed = []
+    for mixed in seen[1:]:
         kept = (batch.tokens == Vocabulary.pad) | (batch.tokens == Vocabulary.bos) | (batch.tokens == Vocabulary.eos)
         assert torch.equal(mixed[kept], batch.tokens[kept])
         changed.append((mixed != batch.tokens).float().mean().item())
