@@ -337,7 +337,8 @@ def test_pareto_marks_whom_no_other_beats():
 
 @pytest.fixture(scope="module")
 def trained(drawings, tmp_path_factory):
-    from captioning.build.jobs import Training, evaluate
+    from captioning.build.evaluation import evaluate
+    from captioning.build.jobs import Training
 
     found = []
     for decoder, seed in (("lstm", 1), ("lstm", 2), ("attention", 1)):

@@ -99,7 +99,7 @@ def test_other_data_in_the_same_run_directory_is_refused(finished, tmp_path, mon
     from captioning.build.runs import read_config
 
     overrides = [f"{key}={value}" for key, value in (("data.root", read_config(finished)["data"]["root"]), ("run", run_copy))]
-    tiny = [*TINY, *CNN, *SMALL, "decoder.attention_size=8", "trainer=smoke", *overrides]
+    tiny = [*TINY, *CNN, *SMALL, "decoder.attention_size=8", "trainer=smoke", "trainer.max_steps=3", *overrides]  # it would go on
     code, message = run("train", tiny, monkeypatch, capsys)
     assert code == 2 and "was trained with other images or captions" in message
 
