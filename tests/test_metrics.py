@@ -1,5 +1,6 @@
 """Metrics against those that everybody quotes."""
 
+import gzip
 import random
 import shutil
 import subprocess
@@ -205,6 +206,35 @@ def test_a_description_counts():
     assert about["distinct_captions"] == 2 and about["vocabulary_used"] == 4 and about["length"] == pytest.approx(8 / 3)
     assert about["most_common_share"] == pytest.approx(2 / 3) and about["unknown_rate"] == pytest.approx(1 / 8)
     assert about["distinct1"] == 4 / 8 and about["distinct2"] == 4 / 5 and about["repeats"] == pytest.approx(1 / 3)
+
+
+def test_candidates_without_a_weighted_word_say_nothing_of_diversity():
+    """All n-grams of a single image are in every document, and weigh nothing."""
+    assert diversity([["a dog", "a dog"]], References([["a dog"]])).keys() == {"mbleu4"}
+    some = diversity([["", ""], ["a cat", "a cat"]], References([["a dog"], ["a cat"]]))
+    assert some["self_cider"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("content", "reason"), {
+    b'{"images": 3, "counts": {"a": 4}}': "'a' is said to be in 4 of 3 images",
+    b'{"images": 3, "counts": {"a": null}}': "'a' is said to be in None",
+    b'{"images": -5, "counts": {}}': "expected",
+    b'{"images": 3': "delimiter",
+    gzip.compress(b'{"images": 3, "counts": {}}')[:-9]: "not whole",
+}.items())  # fmt: skip
+def test_document_frequencies_that_cannot_be_are_refused(content, reason, tmp_path):
+    path = tmp_path / ("df.json.gz" if content[:1] == b"\x1f" else "df.json")
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        Frequencies.load(path)
+
+
+def test_nothing_equals_nothing_to_rouge_as_to_cocos():
+    hypotheses, references = [".", "a dog", "."], [["."], ["."], ["a dog"]]
+    wanted, guessed = (
+        {i: [" ".join(tokenize(t)) for t in its] for i, its in enumerate(texts)} for texts in (references, [[t] for t in hypotheses])
+    )
+    assert References(references).columns(hypotheses)["rouge_l"] == pytest.approx(Rouge().compute_score(wanted, guessed)[1])
 
 
 def test_a_caption_is_new_unless_a_training_caption_has_its_words():

@@ -39,12 +39,27 @@ def test_every_format_is_read_alike_with_ids_as_strings(name, tmp_path):
         '[{"image_id": 3}]': "item 0: no image id",
         '[["a", "b"]]': "item 0: no image id",
         '{"images": [{"filename": "a", "sentences": [{}]}]}': "item 0: no image id",
+        '{"images": [1]}': "item 0: no image id",
+        '{"images": [{"filename": "a", "sentences": null}]}': "item 0: no image id",
+        '{"images": [{"filename": "a", "sentences": ["x"]}]}': "item 0: no image id",
+        "[" * 100_000: "not captions",
     }.items(),
 )
 def test_what_is_no_captions_file_is_refused_with_what_is_allowed(content, reason, tmp_path):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(UserError, match=f"x.json.*{reason}"):
         read_captions(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize(("said", "wanted"), [
+    ({"a.jpg": "x"}, {"images": [{"id": 7, "file_name": "a.jpg"}], "annotations": [{"image_id": 7, "caption": "a dog"}]}),
+    ([{"image_id": 7, "caption": "x"}], {"images": [{"cocoid": 7, "filename": "a.jpg", "sentences": [{"raw": "a dog"}]}]}),
+])  # fmt: skip
+def test_an_image_may_go_by_its_file_name_here_and_by_its_number_there(said, wanted, tmp_path):
+    (tmp_path / "said.json").write_text(json.dumps(said))
+    (tmp_path / "wanted.json").write_text(json.dumps(wanted))
+    given, notes = scoring.read(tmp_path / "said.json", tmp_path / "wanted.json")
+    assert given.candidates == [["x"]] and given.references == [["a dog"]] and notes == []
 
 
 @pytest.fixture

@@ -275,6 +275,13 @@ def test_a_range_that_is_none_is_refused_by_its_key():
         {"choices": []},
         {"low": "a", "high": 1},
         two | {"choices": [1]},
+        {"low": 1, "high": 5, "step": 0.5},
+        {"low": 0.1, "high": 5, "step": 0},
+        {"low": 0.1, "high": 5, "step": "x"},
+        {"low": float("nan"), "high": 5},
+        {"low": 1, "high": float("inf")},
+        {"low": 1, "high": 5, "log": "yes"},
+        {"choices": [["a"]]},
     ):
         with pytest.raises(UserError, match="hparams_search.space.optimizer.lr="):
             check_range("optimizer.lr", wrong)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from conftest import CNN, DECODERS, ROOT, SMALL, TINY, features
 
+from captioning.build.runs import read_config
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
 from captioning.models.decoders.base import DecoderOutput
@@ -18,6 +19,7 @@ from captioning.training import checkpoint
 from captioning.training.averaging import AverageWeights
 from captioning.training.evaluate import measure
 from captioning.training.losses import CrossEntropy, cross_entropy
+from captioning.training.memory import forget_peak, peak_memory
 from captioning.training.schedules import Cosine, Plateau, Schedule, StepDecay
 
 ATTENTION = [*SMALL, "decoder.attention_size=8"]
@@ -78,10 +80,21 @@ def test_a_run_that_is_killed_and_restarted_ends_with_the_same_weights_bit_for_b
     assert train(*overrides, run=tmp_path / "killed").fit() is None  # finished: nothing is trained twice
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a process cannot forget its peak")
+def test_a_runs_peak_memory_is_its_own_and_not_that_of_what_the_process_did_before():
+    device, mebibyte = torch.device("cpu"), 2**20
+    torch.zeros(400 * mebibyte // 4)
+    forget_peak(device)
+    before = peak_memory(device)
+    torch.ones(200 * mebibyte // 4)
+    assert 150 * mebibyte < peak_memory(device) - before < 300 * mebibyte
+
+
 def test_more_epochs_go_on_from_a_finished_run(train):
     train("decoder=lstm", *SMALL, "trainer.epochs=1").fit()
     trainer = train("decoder=lstm", *SMALL, "trainer.epochs=2")
     assert trainer.fit() is not None and trainer.progress.epoch == 2
+    assert read_config(trainer.run)["trainer"]["epochs"] == 2  # as what it is compared with others
 
 
 def gradient(trainer, groups):

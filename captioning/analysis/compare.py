@@ -7,12 +7,11 @@ import numpy as np
 
 from captioning.analysis.bootstrap import LEVEL, MOST_SEEDS, Estimate, draw, estimate, holm
 from captioning.analysis.grouping import Group, Member, again, pooled
+from captioning.analysis.plots import LOWER_IS_BETTER, name_of
 from captioning.errors import UserError, did_you_mean
 from captioning.metrics.results import Columns
 
 METRICS = ("cider", "bleu4", "rouge_l")
-LOWER_IS_BETTER = ("loss", "perplexity")
-NAMES = {"cider": "CIDEr", "rouge_l": "ROUGE-L", **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)}}
 
 
 class Line(NamedTuple):
@@ -55,11 +54,19 @@ def compare(
         baseline = known[0]
     elif baseline not in known:
         raise UserError(f"--baseline {baseline}: no such group.{did_you_mean(baseline, known)}")
-    for metric in metrics:
-        if metric not in (allowed := members[0].evaluated.result.metrics):
-            raise UserError(f"--metric {metric}: no such metric.{did_you_mean(metric, allowed)}")
+    if not metrics:
+        raise UserError(f"--metric: none is named; allowed: {', '.join(members[0].evaluated.result.metrics)}")
+    for member in members:
+        its = member.evaluated.result.metrics
+        for metric in metrics:
+            if metric not in its:
+                raise UserError(f"--metric {metric}: no such metric in {member.path}.{did_you_mean(metric, its)}")
+            if not np.isfinite(its[metric]):
+                raise UserError(f"--metric {metric}: it is {its[metric]} for {member.path}; leave that run or this metric out")
     warnings = [*differences(members, metrics, force), *twice(groups, force)]
     columns, images = aligned(members)
+    if images < 2:
+        raise UserError(f"{members[0].path}: evaluated on one image; comparing needs two at least")
     if force and any(len(member.evaluated.result.image_ids) != images for member in members):
         warnings.append(f"only the {images} images that all runs have are compared")
     samples = draw(columns, metrics, resamples)
@@ -155,9 +162,10 @@ def cautions(groups: Sequence[Group], baseline: str, lines: Mapping[str, Sequenc
         )
     for group in groups:
         if keys := pooled(group):
-            found.append(f"{group.name}: pooled over {', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''}, whose effect counts as seeds'")
+            which = f"{', '.join(keys[:6])}{' ...' if len(keys) > 6 else ''}"
+            found.append(f"{group.name}: pooled over {which}, whose effect counts as seeds'; costs are those of {group.members[0].path}")
     for metric, its in lines.items():
-        name = NAMES.get(metric, metric)
+        name = name_of(metric)
         for line in its:
             if line.difference and line.difference.uneven:
                 found.append(f"{name}: the seeds of {line.group} and {baseline} do not spread alike: the p between them may be too small")

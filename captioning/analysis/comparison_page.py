@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from captioning.analysis.compare import LOWER_IS_BETTER, NAMES, Comparison
+from captioning.analysis.compare import Comparison
 from captioning.analysis.grouping import Group
 from captioning.analysis.page import SERIES, render, svg
-from captioning.analysis.plots import DASHES, MARKS, empty, legend, length_groups, scores_of, shown
+from captioning.analysis.plots import DASHES, LOWER_IS_BETTER, MARKS, empty, legend, length_groups, name_of, scores_of, shown
 from captioning.analysis.tables import Costs, Table, spent, tables
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def page(comparison: Comparison, costs: Costs) -> str:
         "warnings": comparison.warnings,
         "tables": tables(comparison, costs),
         "figures": figures(comparison, costs),
-        "runs": Table("", ["run", "group", "seed", *(NAMES.get(metric, metric) for metric in metrics)], rows, []),
+        "runs": Table("", ["run", "group", "seed", *(name_of(metric) for metric in metrics)], rows, []),
         "signatures": sorted({member.evaluated.result.signatures[metric] for _, member in members for metric in metrics}),
     }
     return render("comparison.html", content)
@@ -51,11 +51,11 @@ def figures(comparison: Comparison, costs: Costs) -> list[tuple[str, str]]:
     drawn = []
     unit = "ms an image, greedy" if costs.about else "GFLOPs a caption"
     for metric in comparison.lines:
-        name = NAMES.get(metric, metric)
+        name = name_of(metric)
         text = f"{name} against {unit}, with 95% intervals over seeds and images."
         drawn.append((svg(against_cost(comparison, costs, metric, unit), f"{text} {values_in_words(comparison, metric)}"), text))
     for metric in comparison.lines:
-        name = NAMES.get(metric, metric)
+        name = name_of(metric)
         text = f"{name} of each validation, mean over seeds."
         if curves := {group.name: curve(group, metric) for group in comparison.groups if curve(group, metric)}:
             ends = "; ".join(f"{its} ends at {points[max(points)]:.1f}" for its, points in curves.items())
@@ -80,7 +80,7 @@ def look(number: int) -> dict[str, Any]:
 
 
 def against_cost(comparison: Comparison, costs: Costs, metric: str, unit: str) -> "Figure":
-    figure, axes = empty(unit, NAMES.get(metric, metric))
+    figure, axes = empty(unit, name_of(metric))
     scale = 1 if costs.about else 1e-9
     spendings = [scale * spent(costs.of[line.group]) for line in comparison.lines[metric]]
     for number, (line, cost) in enumerate(zip(comparison.lines[metric], spendings)):
@@ -118,7 +118,7 @@ def bleu_by_length(groups: Sequence[Group]) -> "Figure":
     common = set.intersection(*(set(member.evaluated.result.image_ids) for member in members))
     references = {name: texts for name, texts in members[0].evaluated.references.items() if name in common}
     parts = length_groups(references, max(1, len(references) // PARTS))
-    figure, axes = empty("mean length of the references, in words", NAMES["bleu4"])
+    figure, axes = empty("mean length of the references, in words", name_of("bleu4"))
     for number, group in enumerate(groups):
         values = np.mean([scores_of(parts, member.evaluated.result, "bleu4") for member in group.members], axis=0)
         axes.plot(range(len(parts)), 100 * values, linewidth=1.6, markersize=5, label=shown(group.name), **look(number))

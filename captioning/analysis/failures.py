@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from captioning.analysis.texts import FUNCTION, UNKNOWN, listed, repeated, said
+from captioning.analysis.texts import FUNCTION, listed, repeated, said
+from captioning.metrics.diversity import UNKNOWN
 
 NUMBERS = {word: str(value) for value, word in enumerate(listed("one two three four five six seven eight nine ten"), start=1)}
 COLOURS = {word: word for word in listed("red orange yellow green blue purple pink brown black white gray silver gold")}

@@ -18,11 +18,16 @@ History = Sequence[Mapping[str, Any]]
 
 NAMES = {
     "train_loss": "training loss",
-    "loss": "validation loss",
+    "loss": "held-out loss",
     "rouge_l": "ROUGE-L",
+    "meteor": "METEOR",
+    "spice": "SPICE",
+    "mbleu4": "mBLEU-4",
+    "self_cider": "Self-CIDEr",
     "cider": "CIDEr",
     **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)},
 }
+LOWER_IS_BETTER = ("loss", "perplexity")
 DASHES = ("-", "--", ":", "-.")  # told apart without colours too
 MARKS = ("o", "s", "^", "D")
 

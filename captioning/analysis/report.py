@@ -8,12 +8,11 @@ from captioning.analysis import plots
 from captioning.analysis.cards import Card, Cards, Pictures, Strip, Subject, strip
 from captioning.analysis.failures import Failure, failures
 from captioning.analysis.page import number, render, svg
-from captioning.analysis.plots import History, name_of
+from captioning.analysis.plots import LOWER_IS_BETTER, History, name_of
 from captioning.analysis.texts import FUNCTION, given_often, lengths, repeated_phrases, vocabularies
 from captioning.errors import UserError
 
 STRIPS = (2, 2, 4)  # of the best, the worst and the random captions: so many with attention
-LOWER_IS_BETTER = ("loss", "perplexity")
 SAID = {
     "perplexity": "Perplexity",
     "length": "Words a caption",
@@ -22,7 +21,7 @@ SAID = {
     "distinct2": "Different pairs of words, share",
     "distinct_captions": "Different captions",
     "most_common_share": "Most frequent caption, share",
-    "repeats": "Captions that repeat themselves, share",
+    "repeats": "Captions with a word or a pair of words again, share",
     "novelty": "Captions not in training, share",
     "unknown_rate": "<unk>, share of words",
     "loss": "Loss a word",
@@ -52,6 +51,7 @@ def report(run: Subject, other: Subject | None, pictures: Pictures, examples: in
         "runs": runs,
         "other": other,
         "split": its.metrics.get("split", "?"),
+        "unlike": [key for key in ("search", "precision") if len({str(run.evaluated.metrics.get(key)) for run in runs}) > 1],
         "images": len(its.captions),
         "rows": metric_rows(runs),
         "settings": setting_rows(runs),
@@ -88,7 +88,7 @@ def by_hash(names: Mapping[str, object]) -> list[str]:
 def metric_rows(runs: Sequence[Subject]) -> list[Row]:
     """A difference stands only where both have the same signature, or the number is a plain count of the captions."""
     rows = []
-    for key, value in runs[0].evaluated.metrics.items():
+    for key, value in {key: value for run in runs[::-1] for key, value in run.evaluated.metrics.items()}.items():
         if key == "images" or isinstance(value, bool) or not isinstance(value, int | float):
             continue
         values = [run.evaluated.metrics.get(key, float("nan")) for run in runs]
@@ -112,7 +112,9 @@ def curves(runs: Sequence[Subject]) -> dict[str, Any]:
     best = {run.name: run.best for run in runs if run.best is not None}
     metrics = dict.fromkeys([runs[0].monitor if runs[0].monitor != "loss" else "cider", "cider", "bleu4"])
     figures = []
-    for keys in [("train_loss", "loss"), *((metric,) for metric in metrics)]:
+    alike = all("CrossEntropy" in str(run.settings.get("loss._target_")) for run in runs)  # else training has a loss of its own kind
+    losses = [("train_loss", "loss")] if alike else [("train_loss",), ("loss",)]
+    for keys in [*losses, *((metric,) for metric in metrics)]:
         names = " and ".join(name_of(key) for key in keys)
         said = [f"{name}: {ends(history, key)}" for name, history in histories.items() for key in keys]
         text = f"{names[0].upper()}{names[1:]} over the optimizer's steps. {'; '.join(said)}."

@@ -24,19 +24,21 @@ def write(folder: Path, evaluation: Evaluation, references: Mapping[str, Sequenc
         texts["candidates"] = evaluation.candidates
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "candidates.json").unlink(missing_ok=True)
+        for name in ("metrics", "candidates"):  # without metrics.json nothing is there: it comes last
+            (folder / f"{name}.json").unlink(missing_ok=True)
         for name, content in texts.items():
             (folder / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         evaluation.result.save(folder / "scores.json")
         metrics = evaluation.metrics | dict(about) | {"signatures": evaluation.result.signatures}
-        (folder / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+        (folder / "metrics.json.new").write_text(json.dumps(metrics, indent=1) + "\n")
+        (folder / "metrics.json.new").rename(folder / "metrics.json")
     except OSError as error:
         raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
 
 
 def read(folder: Path) -> Evaluated:
     """UserError where there is no whole evaluation."""
-    if not (folder / "scores.json").is_file():
+    if not (folder / "metrics.json").is_file() or not (folder / "scores.json").is_file():
         raise UserError(f"{folder}: not evaluated yet (no scores.json): python eval.py run={folder}")
     try:
         metrics, captions, references = (

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rich import box
 from rich.table import Table
 
-from captioning.data.captions import read_captions
+from captioning.data.captions import other_names, read_captions
 from captioning.errors import UserError
 from captioning.metrics.audit import Variant
 from captioning.metrics.cider import FEW, Frequencies
@@ -35,6 +35,9 @@ class Scored(NamedTuple):
 def read(captions: Path, references: Path) -> tuple[Given, list[str]]:
     """The images that both files have, and a note if there are references of others. UserError for captions without any."""
     said, wanted = read_captions(captions), read_captions(references)
+    if said.keys() - wanted.keys():
+        names = other_names(references)
+        said = {names.get(name, name) if name not in wanted else name: texts for name, texts in said.items()}
     if strange := [name for name in said if name not in wanted]:
         example = next(iter(wanted), "none")
         raise UserError(
@@ -44,6 +47,8 @@ def read(captions: Path, references: Path) -> tuple[Given, list[str]]:
         raise UserError(f"{captions}: no captions")
     names = sorted(said)
     notes = [f"{len(names):,} of the {len(wanted):,} images of {references} have a caption"] if len(names) < len(wanted) else []
+    if several := sum(len(its) > 1 for its in said.values()):
+        notes.append(f"{several:,} images have several captions: the first of each is scored")
     return Given(names, [said[name] for name in names], [wanted[name] for name in names]), notes
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioning.analysis.bootstrap import LEVEL
-from captioning.analysis.compare import LOWER_IS_BETTER, NAMES, Comparison, Line
+from captioning.analysis.compare import Comparison, Line
 from captioning.analysis.cost import Cost, pareto
+from captioning.analysis.plots import LOWER_IS_BETTER, name_of
 from captioning.errors import UserError
 
 
@@ -30,7 +31,7 @@ def tables(comparison: Comparison, costs: Costs) -> list[Table]:
 
 
 def metric_table(comparison: Comparison, metric: str) -> Table:
-    lines, name = comparison.lines[metric], NAMES.get(metric, metric)
+    lines, name = comparison.lines[metric], name_of(metric)
     unit = "" if metric in LOWER_IS_BETTER else ", x100"
     columns = ["", "seeds", "mean ± sd", "95% interval", "difference", "95% interval", "p", "p (Holm)", "resolves"]
     others = len(lines) - 1
@@ -76,7 +77,7 @@ def cost_table(comparison: Comparison, costs: Costs) -> Table:
     times = ["ms, greedy", "ms, beam 3"] if costs.about else []
     columns = ["", "parameters, M", "trained, M", "GFLOPs a caption", *times, "training", "peak GiB", "Pareto"]
     notes = [
-        f"◆: no other has a better {NAMES.get(metric, metric)} for no more {which}",
+        f"◆: no other has a better {name_of(metric)} for no more {which}",
         "GFLOPs: encoder and greedy decoding of a caption of the mean length; training: mean over seeds, no validation; peak: the most",
     ]
     return Table("Costs", columns, rows, [*notes, *filter(None, [costs.about])])

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from captioning.metrics.diversity import UNKNOWN
 from captioning.metrics.tokenizer import tokenize
 
 
@@ -16,9 +17,6 @@ FUNCTION = frozenset(
     in on at of to for from by with without into onto over under through up down out off near next as and or but while
     is are was were be being been am has have had do does did it its he she they them his her their him who which there""")
 )  # words that say nothing of the picture by themselves
-
-
-UNKNOWN = "<unk>"
 
 
 def said(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """Run directories to what `captioning compare` compares: settings, evaluations, and models to be timed."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,8 @@ def settings_of(config: dict[str, Any]) -> dict[str, Any]:
         for key, value in flat(config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in NOT_COMPARED) and not key.endswith("_partial_")
     }
+    if compared.get("start"):  # runs/xe-s1 and runs/xe-s2 are seeds of one start
+        compared["start"] = re.sub(r"-?s?\d+$", "", Path(compared["start"]).name)
     return {key: Path(value).name if key in FILES and isinstance(value, str) else value for key, value in compared.items()}
 
 

@@ -124,4 +124,4 @@ def evaluated(config: DictConfig) -> tuple[Path, bool]:
         before = json.loads((folder / "metrics.json").read_text())
     except (OSError, ValueError):
         return folder, False
-    return folder, all(before.get(key) == value for key, value in about.items())
+    return folder, (folder / "scores.json").is_file() and all(before.get(key) == value for key, value in about.items())

@@ -161,13 +161,23 @@ def check_range(key: str, its: dict[str, Any]) -> None:
     """Raises UserError for what is not {low, high} with log or step, or {choices}."""
     keys, here = set(its), f"hparams_search.space.{key}={its}"
     if keys == {"choices"} and isinstance(its["choices"], list) and its["choices"]:
-        return
+        if all(value is None or isinstance(value, bool | int | float | str) for value in its["choices"]):
+            return
+        raise UserError(f"{here}: choices must be plain words or numbers")
     if not {"low", "high"} <= keys <= {"low", "high", "log", "step"}:
         raise UserError(f"{here}: must be {{low, high}} with log or step, or {{choices}} with a list")
-    if not all(isinstance(its[end], int | float) for end in ("low", "high")) or its["low"] > its["high"]:
+    ends = [its["low"], its["high"]]
+    if not all(is_number(end) for end in ends) or ends[0] > ends[1]:
         raise UserError(f"{here}: low and high must be numbers, low the smaller one")
-    if its.get("log") and ("step" in its or its["low"] <= 0):
-        raise UserError(f"{here}: log needs low above 0, and no step")
+    if its.get("log") not in (None, True, False) or (its.get("log") and ("step" in its or its["low"] <= 0)):
+        raise UserError(f"{here}: log is true or false, needs low above 0, and no step")
+    whole = all(isinstance(end, int) for end in ends)
+    if "step" in its and not (is_number(its["step"]) and its["step"] > 0 and (isinstance(its["step"], int) or not whole)):
+        raise UserError(f"{here}: step must be a number above 0, and a whole one between whole numbers")
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def drawn(trial: "optuna.Trial", space: dict[str, dict[str, Any]]) -> "optuna.Trial":

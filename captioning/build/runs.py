@@ -87,6 +87,7 @@ def prepare(
             raise UserError(f"data.root={root}: {path} was trained with other images or captions: give another run=DIR")
         if before["encoder"] != weights:
             raise UserError(f"encoder.weights={config['encoder'].get('weights')}: {path} was trained with others: give another run=DIR")
+        write_config(path, config)  # what may change has changed: more epochs, say
         return
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -97,8 +98,15 @@ def prepare(
         files = [file for file in (path / "encoder.safetensors", path / "vocabulary.json") if file.exists()]
         about = environment() | {"data": data, "encoder": weights, "files": {file.name: checkpoint.sha256(file) for file in files}}
         (path / "env.json").write_text(json.dumps(about, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
+    write_config(path, config)  # last: what has a config is a run
+
+
+def write_config(path: Path, config: dict[str, Any]) -> None:
+    try:
         OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
-        (path / "config.yaml.new").rename(path / "config.yaml")  # last: what has a config is a run
+        (path / "config.yaml.new").rename(path / "config.yaml")
     except OSError as error:
         raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
 

@@ -27,14 +27,10 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
         return grouped(path, [(f"line {number}", parsed(path, line, number), None) for number, line in lines])
     content = parsed(path, read_text(path), 1)
-    if isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" not in content:
-        content = [
-            {"image_id": image.get("filename"), "caption": sentence.get("raw")}
-            for image in content["images"]
-            for sentence in image.get("sentences", [])
-        ]
-    elif isinstance(content, dict) and isinstance(content.get("annotations"), list):
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
+    elif isinstance(content, dict) and isinstance(content.get("images"), list):
+        content = [row for image in content["images"] for row in of_karpathy(image)]
     if isinstance(content, list):
         return grouped(path, [(f"item {number}", row, None) for number, row in enumerate(content)])
     texts = {name: [its] if isinstance(its, str) else its for name, its in content.items()} if isinstance(content, dict) else {"": None}
@@ -44,11 +40,30 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     return texts
 
 
+def of_karpathy(image: Any) -> list[dict[str, Any]]:
+    """Rows as COCO has them; one without a caption, which is refused, for what is not of the format."""
+    sentences = image.get("sentences") if isinstance(image, dict) else None
+    if not isinstance(sentences, list):
+        return [{}]
+    return [{"image_id": image.get("filename"), "caption": its.get("raw") if isinstance(its, dict) else None} for its in sentences]
+
+
+def other_names(path: Path) -> dict[str, str]:
+    """Further names of images -> their ids in `read_captions`: COCO's file names, and the COCO ids in Karpathy's file."""
+    content = parsed(path, read_text(path), 1) if path.suffix == ".json" else None
+    images = content.get("images") if isinstance(content, dict) else None
+    pairs = [(image.get("file_name"), image.get("id")) for image in images or [] if isinstance(image, dict)]
+    pairs += [(image.get("cocoid"), image.get("filename")) for image in images or [] if isinstance(image, dict)]
+    return {str(name): str(image_id) for name, image_id in pairs if None not in (name, image_id)}
+
+
 def parsed(path: Path, text: str, line: int) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path} line {line + error.lineno - 1}: not JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} line {line}: not captions ({error})") from None
 
 
 def grouped(path: Path, rows: list[tuple[str, Any, str | None]]) -> dict[str, list[str]]:

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import math
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,10 +47,16 @@ class Frequencies(NamedTuple):
     def load(cls, path: Path) -> "Frequencies":
         """OSError or ValueError for a file that is not one."""
         content = path.read_bytes()
-        its = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-        if not (isinstance(its, dict) and isinstance(its.get("images"), int) and isinstance(its.get("counts"), dict)):
+        try:
+            its = json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+        except (EOFError, zlib.error) as error:
+            raise ValueError(f"not whole: {error}") from None
+        images, counts = (its.get("images"), its.get("counts")) if isinstance(its, dict) else (None, None)
+        if not (isinstance(images, int) and images > 0 and isinstance(counts, dict)):
             raise ValueError('expected {"images": N, "counts": {"a dog": 12, ...}}')
-        return cls(its["images"], its["counts"])
+        if wrong := next((gram for gram, count in counts.items() if not (isinstance(count, int) and 0 < count <= images)), None):
+            raise ValueError(f"{wrong!r} is said to be in {counts[wrong]} of {images} images")
+        return cls(images, counts)
 
 
 class Cider:

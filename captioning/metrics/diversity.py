@@ -52,10 +52,9 @@ def diversity(candidates: Sequence[Sequence[str]], references: References) -> di
     several = [image for image, texts in enumerate(candidates) if len(texts) > 1]
     if not several:
         return {}
-    return {
-        "mbleu4": mbleu4([candidates[image] for image in several]),
-        "self_cider": float(np.mean(self_cider(candidates, references)[several])),
-    }
+    apart = self_cider(candidates, references)[several]
+    apart = apart[~np.isnan(apart)]
+    return {"mbleu4": mbleu4([candidates[image] for image in several])} | ({"self_cider": float(apart.mean())} if len(apart) else {})
 
 
 def mbleu4(candidates: Sequence[Sequence[str]]) -> float:
@@ -69,7 +68,8 @@ def mbleu4(candidates: Sequence[Sequence[str]]) -> float:
 
 
 def self_cider(candidates: Sequence[Sequence[str]], references: References) -> np.ndarray:
-    """(images,): from the eigenvalues of the matrix of CIDEr cosines, -log(largest root / sum of roots) / log(candidates)."""
+    """(images,): from the eigenvalues of the matrix of CIDEr cosines, -log(largest root / sum of roots) / log(candidates).
+    NaN for an image whose candidates have no n-gram with a weight, or that has one candidate."""
     counts = np.array([len(texts) for texts in candidates])
     K = counts.max(initial=0)
     image = np.repeat(np.arange(len(candidates)), counts)
@@ -88,5 +88,7 @@ def self_cider(candidates: Sequence[Sequence[str]], references: References) -> n
             if apart:
                 np.add.at(kernel, (image[one], slot[other], slot[one]), product)
     roots = np.sqrt(np.linalg.eigvalsh(kernel).clip(min=0))
-    share = roots.max(axis=1, initial=0) / np.maximum(roots.sum(axis=1), 1e-12)
-    return np.where(counts > 1, -np.log(np.maximum(share, 1e-12)) / np.log(np.maximum(counts, 2)), 0.0)
+    total = roots.sum(axis=1)
+    defined = (counts > 1) & (total > 0)
+    share = roots.max(axis=1, initial=0) / np.where(defined, total, 1.0)
+    return np.where(defined, -np.log(np.where(defined, share, 1.0)) / np.log(np.maximum(counts, 2)), np.nan).clip(0, 1)

@@ -52,7 +52,8 @@ def spice(hypotheses: Sequence[str], references: Sequence[Sequence[str]], second
         name for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar") if not (folder / "lib" / name).exists()
     ]:
         raise Unavailable(f"{folder / 'lib'} lacks {' and '.join(missing)}; CoreNLP 3.6.0's distribution has them")
-    texts = [{"image_id": i, "test": text, "refs": list(its)} for i, (text, its) in enumerate(zip(hypotheses, references))]
+    plain = lambda text: " ".join(tokenize(text))  # noqa: E731
+    texts = [{"image_id": i, "test": plain(text), "refs": [*map(plain, its)]} for i, (text, its) in enumerate(zip(hypotheses, references))]
     with tempfile.TemporaryDirectory() as place:
         given, out = Path(place, "in.json"), Path(place, "out.json")
         given.write_text(json.dumps(texts))

@@ -8,6 +8,7 @@ import numpy as np
 from captioning.metrics.ngrams import Captions, Compared, Words
 
 BETA = 1.2
+NOTHING: Words = [""]  # one empty word stands for no words, as in pycocoevalcap, so that nothing equals nothing
 
 
 class Rows(NamedTuple):
@@ -22,13 +23,13 @@ class RougeL:
     def __init__(self, references: Captions):
         its: list[list[Words]] = [[] for _ in range(references.image.max(initial=-1) + 1)]
         for image, words in zip(references.image.tolist(), references.words):
-            its[image].append(words)
+            its[image].append(words or NOTHING)
         self.rows = [rows_of(sentences) for sentences in its]
 
     def each(self, compared: Compared) -> np.ndarray:
         """(C,) in 0..1."""
         captions = compared.captions
-        return np.array([rouge_of(words, self.rows[image]) for words, image in zip(captions.words, captions.image.tolist())])
+        return np.array([rouge_of(words or NOTHING, self.rows[image]) for words, image in zip(captions.words, captions.image.tolist())])
 
 
 def rouge_of(words: Words, rows: Rows) -> float:

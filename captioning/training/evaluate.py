@@ -81,7 +81,7 @@ class Evaluator:
         result, said = grade(captions, self.prepared)
         losses = {name: (loss, words) for (name, _), loss, words in its}
         columns = {key: np.array(values) for key, values in zip(("loss", "words"), zip(*(losses[name] for name in result.image_ids)))}
-        about = f"vocab:{self.vocabulary.digest[:8]}|{self.prepared.references.about}"
+        about = f"vocab:{self.vocabulary.digest[:8]}|max:{self.batches.images.max_length}|{self.prepared.references.about}"
         signatures = {name: f"{name}|{about}|impl:{implementation()}" for name in ("loss", "perplexity")}
         result = Result(result.image_ids, result.columns | columns, result.signatures | signatures)
         return Evaluation(result.metrics | said, captions, candidates, result)

@@ -24,7 +24,7 @@ from captioning.training.distributed import World
 from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
 from captioning.training.logger import Logger
 from captioning.training.losses import Loss, Turn
-from captioning.training.memory import peak_memory
+from captioning.training.memory import forget_peak, peak_memory
 from captioning.training.schedules import Schedule
 from captioning.training.settings import Progress, Settings, autocast, ended_by
 
@@ -79,6 +79,7 @@ class Trainer:
         if self.is_finished:
             return None
         self.logger.open(self.run / "tensorboard", self.progress.step)
+        forget_peak(self.world.device)
         evaluation = None
         while not self.is_finished:
             self.let_encoder_move(self.progress.epoch >= self.model.encoder.finetune_epoch)
