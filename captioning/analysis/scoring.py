@@ -10,7 +10,7 @@ from rich.table import Table
 from captioning.data.captions import other_names, read_captions
 from captioning.errors import UserError
 from captioning.metrics.audit import Variant
-from captioning.metrics.cider import FEW, Frequencies
+from captioning.metrics.cider import FEW, Frequencies, few_images
 from captioning.metrics.diversity import describe, diversity, novelty
 from captioning.metrics.java import java_columns
 from captioning.metrics.ngrams import LONGEST
@@ -70,7 +70,7 @@ def score(
         columns, notes = java_columns(captions, given.references)
         result = result.extended(columns, references.about)
     if (images := frequencies.images if frequencies else len(captions)) < FEW:
-        notes.append(f"CIDEr's document frequencies are of {images} images: from fewer than {FEW} it means little; see --cider-df")
+        notes.append(few_images(images))
     more = diversity(given.candidates, references) | describe(captions)
     if training is not None:
         more["novelty"] = novelty(captions, (text for texts in training.values() for text in texts))

@@ -21,6 +21,10 @@ SIGMA = 6.0
 FEW = 100  # of fewer images document frequencies say little: of a single one CIDEr is 0
 
 
+def few_images(images: int) -> str:
+    return f"CIDEr's document frequencies are of {images} images: from fewer than {FEW} it means little; captioning score has --cider-df"
+
+
 class Frequencies(NamedTuple):
     """In how many images' references each n-gram is. Kept, so that small sets of images are weighted as a large one is."""
 

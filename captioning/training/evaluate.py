@@ -11,6 +11,7 @@ from torch import Tensor
 from captioning.data.dataset import ReferenceBatches
 from captioning.data.records import Record
 from captioning.data.vocabulary import Vocabulary
+from captioning.metrics.cider import FEW, few_images
 from captioning.metrics.diversity import describe, diversity, novelty
 from captioning.metrics.java import java_columns
 from captioning.metrics.results import Result, implementation
@@ -94,6 +95,8 @@ def with_more(evaluation: Evaluation, prepared: "Prepared", training: Sequence[R
     if training:
         more["novelty"] = novelty(captions, (text for record in training for text in record.captions))
     columns, notes = java_columns(captions, prepared.texts) if with_java else ({}, [])
+    if len(captions) < FEW:
+        notes.append(few_images(len(captions)))
     result = evaluation.result.extended(columns, prepared.references.about)
     return evaluation._replace(metrics=evaluation.metrics | result.metrics | more, result=result), notes
 
