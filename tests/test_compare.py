@@ -205,6 +205,22 @@ def test_over_many_comparisons_false_positives_are_at_most_6_percent_and_coverag
     assert min(some.covered.values()) >= 0.93, some
 
 
+def test_an_evaluation_that_dies_while_it_is_written_is_none_and_not_half_of_the_one_before(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "run", "decoder=lstm")
+    whole, prepared_again = results.read(run), prepared(REFERENCES)
+    result, about = grade(said(0.1, 5), prepared_again)
+
+    def die(self, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(result), "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        results.write(run, Evaluation(result.metrics | about, said(0.1, 5), {}, result), REFERENCES, {"split": "val"})
+    assert whole.metrics["split"] == "test"
+    with pytest.raises(UserError, match="not evaluated yet"):
+        results.read(run)
+
+
 def test_a_run_that_was_trained_on_since_its_evaluation_is_refused(tmp_path):
     run = a_run(tmp_path / "run", "decoder=lstm")
     assert read_members([run])
