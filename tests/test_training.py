@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from conftest import CNN, DECODERS, ROOT, SMALL, TINY, features
 
 from captioning.build.runs import read_config
+from captioning.data.dataset import ReferenceBatches
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
 from captioning.models.decoders.base import DecoderOutput
@@ -183,6 +184,17 @@ def test_validation_is_free_running_and_sees_raw_references(train):
     assert evaluation.metrics["bleu1"] < 0.2
     assert not any("<" in caption for caption in evaluation.captions.values())
     assert measure(evaluation.captions, raw).items() <= evaluation.metrics.items()
+
+
+def test_an_image_named_twice_takes_no_other_images_loss(train):
+    evaluator = train("decoder=lstm", *SMALL).evaluator
+    model, images = train("decoder=lstm", *SMALL).model, evaluator.batches.images
+    once = evaluator(model).result
+    images.records = [images.records[0], *images.records]
+    evaluator.batches = ReferenceBatches(images, 3, workers=0)
+    twice = evaluator(model).result
+    assert twice.image_ids == once.image_ids and twice.metrics == pytest.approx(once.metrics, rel=1e-5)
+    assert twice.columns["loss"] == pytest.approx(once.columns["loss"], rel=1e-5) and len(set(once.columns["loss"].tolist())) > 1
 
 
 def test_the_best_checkpoint_keeps_the_best_weights_not_the_latest(train):

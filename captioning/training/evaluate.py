@@ -56,8 +56,8 @@ class Evaluator:
     @torch.inference_mode()
     def __call__(self, model: CaptionModel, progress: Callable[[int], None] = lambda images: None) -> Evaluation:
         device = self.world.device
-        candidates: dict[str, list[str]] = {}
-        losses: list[Tensor] = []  # of every image, in the order of the candidates
+        said: list[tuple[str, list[str]]] = []  # of every image, its id and its candidates
+        losses: list[Tensor] = []
         words: list[int] = []
         model.eval()
         for batch in self.batches:
@@ -70,9 +70,9 @@ class Evaluator:
             losses.append(caption_losses(output, tokens[:, 1:]).unflatten(0, (-1, each)).sum(dim=1))
             words += (batch.tokens[:, 1:] != Vocabulary.pad).unflatten(0, (-1, each)).sum(dim=(1, 2)).tolist()
             texts = [[self.vocabulary.decode(ids) for ids in hypotheses] for hypotheses in found.tokens.tolist()]
-            candidates.update(zip(batch.image_ids, texts))
+            said += zip(batch.image_ids, texts)
             progress(len(batch.image_ids))
-        its = list(zip(candidates.items(), torch.cat(losses).tolist() if losses else [], words))
+        its = list(zip(said, torch.cat(losses).tolist() if losses else [], words))
         return self.evaluation([item for part in self.world.gather(its) for item in part])
 
     def evaluation(self, its: list[tuple[tuple[str, list[str]], float, int]]) -> Evaluation:
