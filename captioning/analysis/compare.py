@@ -7,7 +7,7 @@ import numpy as np
 
 from captioning.analysis.bootstrap import LEVEL, MOST_SEEDS, Estimate, draw, estimate, holm
 from captioning.analysis.grouping import Group, Member, again, pooled
-from captioning.analysis.plots import LOWER_IS_BETTER, name_of
+from captioning.analysis.plots import name_of, scale_of
 from captioning.errors import UserError, did_you_mean
 from captioning.metrics.results import Columns
 
@@ -75,7 +75,7 @@ def compare(
         places[group.name] = range(start, start := start + len(group.members))
     lines = {}
     for metric in metrics:
-        scale = 1 if metric in LOWER_IS_BETTER else 100
+        scale = scale_of(metric)
         sample = samples[metric]._replace(values=samples[metric].values * scale, covariance=samples[metric].covariance * scale**2)
         others = {name: estimate(sample, its, places[baseline]) for name, its in places.items() if name != baseline}
         adjusted = dict(zip(others, holm([its.p for its in others.values()])))

@@ -8,7 +8,7 @@ import numpy as np
 from captioning.analysis.compare import Comparison
 from captioning.analysis.grouping import Group
 from captioning.analysis.page import SERIES, render, svg
-from captioning.analysis.plots import DASHES, LOWER_IS_BETTER, MARKS, empty, legend, length_groups, name_of, scores_of, shown
+from captioning.analysis.plots import DASHES, MARKS, empty, legend, length_groups, name_of, scale_of, scores_of, shown
 from captioning.analysis.tables import Costs, Table, spent, tables
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def page(comparison: Comparison, costs: Costs) -> str:
             member.path,
             group.name,
             str(member.seed),
-            *(f"{scaled(member.evaluated.result.metrics[metric], metric):.2f}" for metric in metrics),
+            *(f"{scale_of(metric) * member.evaluated.result.metrics[metric]:.2f}" for metric in metrics),
         ]
         for group, member in members
     ]
@@ -40,10 +40,6 @@ def page(comparison: Comparison, costs: Costs) -> str:
         "signatures": sorted({member.evaluated.result.signatures[metric] for _, member in members for metric in metrics}),
     }
     return render("comparison.html", content)
-
-
-def scaled(value: float, metric: str) -> float:
-    return value if metric in LOWER_IS_BETTER else 100 * value
 
 
 def figures(comparison: Comparison, costs: Costs) -> list[tuple[str, str]]:
@@ -100,7 +96,7 @@ def curve(group: Group, metric: str) -> dict[int, float]:
     for member in group.members:
         for spot in member.progress.get("history", []):
             if spot.get(metric) is not None:
-                values.setdefault(spot["epoch"], []).append(scaled(spot[metric], metric))
+                values.setdefault(spot["epoch"], []).append(scale_of(metric) * spot[metric])
     return {epoch: float(np.mean(its)) for epoch, its in sorted(values.items())}
 
 

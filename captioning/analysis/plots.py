@@ -36,6 +36,11 @@ def name_of(metric: str) -> str:
     return NAMES.get(metric, metric)
 
 
+def scale_of(metric: str) -> int:
+    """The field prints metrics times 100, but loss and perplexity as they are."""
+    return 1 if metric in LOWER_IS_BETTER else 100
+
+
 def empty(x: str, y: str, width: float = 4.6, height: float = 3.0) -> tuple["Figure", "Axes"]:
     """A figure with axes, in the page's colours; sizes in inches. Made without pyplot: no state is shared."""
     from matplotlib.figure import Figure
@@ -87,7 +92,7 @@ def learning_curves(runs: Mapping[str, History], keys: Sequence[str], best: Mapp
     return figure
 
 
-class Group(NamedTuple):
+class LengthGroup(NamedTuple):
     """Images whose references have about one length."""
 
     low: int
@@ -99,7 +104,7 @@ class Group(NamedTuple):
         return f"{self.low}" if self.low == self.high else f"{self.low}–{self.high}"
 
 
-def length_groups(references: Mapping[str, Sequence[str]], least: int) -> list[Group]:
+def length_groups(references: Mapping[str, Sequence[str]], least: int) -> list[LengthGroup]:
     """Images by the mean length of their references in words, rounded; neighbours together until there are `least` images.
 
     By the references and not by the captions: so the groups are the same for every run.
@@ -107,20 +112,20 @@ def length_groups(references: Mapping[str, Sequence[str]], least: int) -> list[G
     by_length: dict[int, list[str]] = {}
     for name, texts in references.items():
         by_length.setdefault(round(sum(len(tokenize(text)) for text in texts) / max(1, len(texts))), []).append(name)
-    groups: list[Group] = []
+    groups: list[LengthGroup] = []
     for length in sorted(by_length):
         if groups and len(groups[-1].image_ids) < least:
             last = groups.pop()
-            groups.append(Group(last.low, length, last.image_ids + by_length[length]))
+            groups.append(LengthGroup(last.low, length, last.image_ids + by_length[length]))
         else:
-            groups.append(Group(length, length, by_length[length]))
+            groups.append(LengthGroup(length, length, by_length[length]))
     if len(groups) > 1 and len(groups[-1].image_ids) < least:
         last, before = groups.pop(), groups.pop()
-        groups.append(Group(before.low, last.high, before.image_ids + last.image_ids))
+        groups.append(LengthGroup(before.low, last.high, before.image_ids + last.image_ids))
     return groups
 
 
-def scores_of(groups: Sequence[Group], result: Result, metric: str) -> np.ndarray:
+def scores_of(groups: Sequence[LengthGroup], result: Result, metric: str) -> np.ndarray:
     """(G,): the metric over each group's images, not a mean of sentence scores where the metric is none."""
     place = {name: column for column, name in enumerate(result.image_ids)}
     times = np.zeros((len(groups), len(place)), dtype=np.int64)
@@ -130,7 +135,7 @@ def scores_of(groups: Sequence[Group], result: Result, metric: str) -> np.ndarra
     return metrics_of(result.columns, times)[metric]
 
 
-def by_length(results: Mapping[str, Result], groups: Sequence[Group], metric: str) -> "Figure":
+def by_length(results: Mapping[str, Result], groups: Sequence[LengthGroup], metric: str) -> "Figure":
     figure, axes = empty("mean length of the references, in words", name_of(metric))
     for number, (run, result) in enumerate(results.items()):
         colour, dash, mark = SERIES[number % len(SERIES)], DASHES[number % len(DASHES)], MARKS[number % len(MARKS)]
