@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend. Entry points print it alone and exit with code 2."""
 
 
+class WorkerFailure(UserError):
+    """A process that reads data died or hangs. The run itself is whole: it can still be saved."""
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn a UserError into one line and exit code 2; `CAPTIONING_DEBUG=1` shows the traceback instead."""

@@ -6,13 +6,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from captioning.data.records import Record
 from captioning.data.sampler import batches
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
+from captioning.data.workers import begin, read_by_workers
 from captioning.errors import UserError
 from captioning.randomness import generator_for
 
@@ -53,8 +55,16 @@ class ImageSource:
 
     def load(self, records: Sequence[Record], positions: Sequence[tuple] | None) -> Tensor:
         generators = [generator_for("augment", *position) for position in positions] if positions else [None] * len(records)
-        pictures = {record.path: self.transform.read(record.path) for record in records}  # a batch may show one image several times
-        return torch.stack([self.transform(pictures[record.path], its) for record, its in zip(records, generators)])
+        pictures = {record.path: self.read(record) for record in records}  # a batch may show one image several times
+        return torch.stack([self.transformed(record, pictures[record.path], its) for record, its in zip(records, generators)])
+
+    def read(self, record: Record) -> Image.Image:
+        begin(record.path)
+        return self.transform.read(record.path)
+
+    def transformed(self, record: Record, picture: Image.Image, generator: torch.Generator | None) -> Tensor:
+        begin(record.path)
+        return self.transform(picture, generator)
 
 
 def padded(captions: Sequence[Sequence[int]]) -> Tensor:
@@ -140,32 +150,12 @@ class ReferenceBatches:
         return len(self.rows)
 
 
-class Careful(Dataset):
-    """Hands a UserError over as a value: a worker process would wrap it in its traceback."""
-
-    def __init__(self, items: Any):
-        self.items = items
-
-    def __getitems__(self, keys: Sequence) -> Any:
-        try:
-            return self.items.__getitems__(keys)
-        except UserError as error:
-            return error
-
-
 def loader(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
     """One batch for each list of keys."""
-    if items.source.reading != "workers":
+    if items.source.reading != "workers" or not workers:
         yield from ahead(items, keys) if items.source.reading == "ahead" else map(items.__getitems__, keys)
         return
-    batches = DataLoader(
-        Careful(items),
-        batch_sampler=keys,  # type: ignore[arg-type]
-        num_workers=workers,
-        collate_fn=lambda batch: batch,
-        pin_memory=torch.cuda.is_available(),
-    )
-    for batch in batches:
+    for batch in read_by_workers(items, keys, workers):
         if isinstance(batch, UserError):
             raise batch
         yield batch
