@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -136,12 +135,20 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(patience):
     assert "no batch has come" in failure(items)[0]
 
 
-def test_no_memory_in_a_worker_is_one_sentence():
+def test_no_memory_in_a_worker_is_one_sentence(monkeypatch, capfd):
     def greedy():
         raise MemoryError
 
     with pytest.raises(WorkerFailure, match=r"a data worker \(pid \d+\) found no more memory"):
         list(loader(on(1, greedy), [[0], [1]], 2))
+
+    def full(tensor):
+        raise RuntimeError("No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(WorkerFailure, match=r"a data worker \(pid \d+\) found no room in the shared memory"):
+        list(loader(Items(lambda key: None), [(torch.zeros(3),)] * 3, 2))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_mistake_in_the_code_keeps_its_traceback():
@@ -173,7 +180,8 @@ def test_workers_leave_interrupts_to_their_parent_and_have_one_thread():
     assert len(list(loader(Items(deaf), [[0], [1]], 2))) == 2
 
 
-def test_a_loader_that_is_left_early_ends_its_workers_even_stopped_ones():
+def test_a_loader_that_is_left_early_ends_its_workers_even_stopped_ones(monkeypatch):
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 0.2)
     mine = loader(Items(lambda key: None), [[key] for key in range(12)], 1)
     next(mine)
     (child,) = multiprocessing.active_children()

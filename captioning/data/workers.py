@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -26,7 +27,7 @@ LESS = "give fewer data.workers or a smaller data.batch_size"
 class Line(ctypes.Structure):
     """What a worker writes where its parent can read it, whatever becomes of it."""
 
-    _fields_ = [("beats", ctypes.c_uint64), ("is_busy", ctypes.c_bool), ("picture", ctypes.c_char * 4096)]  # noqa: RUF012
+    _fields_ = [("beats", ctypes.c_uint64), ("is_busy", ctypes.c_bool), ("picture", ctypes.c_char * 4096)]
 
 
 mine = Line()  # in a worker: its line on the board
@@ -50,6 +51,7 @@ class Careful(Dataset):
         mine.is_busy = True
         try:
             given = self.items.__getitems__(keys)
+            share(given)
         except UserError as error:
             given = error
         except MemoryError:
@@ -59,6 +61,17 @@ class Careful(Dataset):
             raise
         mine.is_busy = False  # not where the process itself is about to end
         return given
+
+
+def share(batch: Any) -> None:
+    """Put its tensors where the parent sees them. Left to torch, a thread does it: where that fails, the batch is lost without a word."""
+    parts = batch if isinstance(batch, tuple) else [batch]
+    try:
+        for tensor in (part for part in parts if isinstance(part, Tensor)):
+            tensor.share_memory_()
+    except RuntimeError:
+        full = "found no room in the shared memory (df -h /dev/shm): allow more of it, or"
+        raise WorkerFailure(f"a data worker (pid {os.getpid()}) {full} {LESS}") from None
 
 
 def read_by_workers(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
