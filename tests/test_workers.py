@@ -1,5 +1,6 @@
 """Data workers that are killed, end, hang or lose a batch: one sentence that names them, soon, and nobody is left behind."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -189,15 +190,16 @@ def test_a_loader_that_is_left_early_ends_its_workers_even_stopped_ones(monkeypa
     mine.close()
 
 
-def test_no_handles_are_left_open_run_after_run():
+def test_no_handles_are_left_open_loader_after_loader(patience):
     def once():
-        list(loader(Items(lambda key: None), [[torch.zeros(3)] for _ in range(6)], 2))
+        list(loader(Items(lambda key: None), [(torch.zeros(3),)] * 6, 2))
         with suppress(WorkerFailure):
             list(loader(on(1, itself(signal.SIGKILL)), [[0], [1], [2]], 2))
+        gc.collect()
         return len(os.listdir("/proc/self/fd"))
 
-    once()
-    assert once() == once()
+    first, later = (min(once() for _ in range(3)) for _ in range(2))  # threads of queues close some a moment later
+    assert later <= first
 
 
 def started(script):

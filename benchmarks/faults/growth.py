@@ -25,13 +25,21 @@ def growth(folder: Path, epochs: int = 200) -> Outcome:
     memory, handles = memory_growth(samples[WARM_UP:]), handle_growth(samples[WARM_UP:])
     passed = len(samples) == epochs and memory < MOST and handles <= 0
     first, last = samples[WARM_UP], samples[-1]
-    note = f"memory {memory:+.2%} a 100 epochs, {first.memory / 2**20:.0f} to {last.memory / 2**20:.0f} MiB; handles {handles:+}, {last.handles}"
+    mebibytes = f"{first.memory / 2**20:.0f} to {last.memory / 2**20:.0f} MiB after {WARM_UP} epochs"
+    note = f"memory {memory:+.2%} a 100 epochs ({mebibytes}), open files {handles:+}"
     return Outcome(f"{epochs} epochs on toy data", 1, int(passed), note)
 
 
 def measured(folder: Path, epochs: int, more: Sequence[str] = ()) -> list[Sample]:
     """A sample after each epoch, when the run has said what came of it."""
-    words = ["logger=tensorboard", "features=off", "data.workers=1", f"trainer.epochs={epochs}", "data.reader.train=16", "trainer.samples=2"]
+    words = [
+        "logger=tensorboard",
+        "features=off",
+        "data.workers=1",
+        f"trainer.epochs={epochs}",
+        "data.reader.train=16",
+        "trainer.samples=2",
+    ]
     run = program(folder, [*SMALL, f"data.root={folder / 'drawn'}", "run=long", *words, *more])
     assert run.stdout and run.stderr
     samples = [sample(run.pid) for line in run.stdout if re.match(r"epoch \d+, step", line)]

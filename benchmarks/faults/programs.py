@@ -8,8 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    "data.reader.train=40", "data.reader.val=8", "data.reader.test=8", "data.reader.size=32", "data.transform.size=32", "data.batch_size=16",
-    "encoder.channels=16", "decoder=lstm", "decoder.hidden_size=16", "decoder.embedding_size=12",
+    "data.reader.train=40", "data.reader.val=8", "data.reader.test=8", "data.reader.size=32", "data.transform.size=32",
+    "data.batch_size=16", "encoder.channels=16", "decoder=lstm", "decoder.hidden_size=16", "decoder.embedding_size=12",
     "device=cpu", "logger=none", "trainer.epochs=2",
 ]  # fmt: skip
 

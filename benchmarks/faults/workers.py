@@ -27,8 +27,8 @@ def same_weights(folder: Path, workers: Sequence[int] = (0, 1, 2, 4)) -> Outcome
     return Outcome(f"same config and seed, data.workers={','.join(map(str, workers))}", len(files), same, f"{len(set(files))} results")
 
 
-def dead_workers(folder: Path, patience: float = 25.0) -> Outcome:
-    """A data worker is killed, exits, or hangs at a picture, in the middle of a run."""
+def dead_workers(folder: Path, patience: float | None = None) -> Outcome:
+    """A data worker is killed, exits, or hangs at a picture, in the middle of a run. patience: None for the one that users have."""
     passed, slowest, wrong = 0, 0.0, []
     for end in ENDS:
         words = [end, str(patience), *SMALL, f"data.root={folder / 'drawn'}", "data.workers=2", f"run={end}"]
@@ -57,7 +57,7 @@ def misbehaving() -> None:
 
     how, patience, *words = sys.argv[1:]
     sys.argv[:] = ["train.py", *words]
-    workers.PATIENCE = float(patience)
+    workers.PATIENCE = float(patience) if patience != "None" else workers.PATIENCE
     read, parent, count, at = Transform.read, os.getpid(), 0, Path(f"{how}.at")
 
     def faulty(self, file):

@@ -19,7 +19,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from captioning.errors import UserError, WorkerFailure
 
-PATIENCE = 25.0  # seconds that a worker may be at one picture; a batch of slow ones may take as long as it likes
+PATIENCE = 20.0  # seconds that a worker may be at one picture; a batch of slow ones may take as long as it likes
 LOOK = 1.0  # seconds between two looks at the workers
 LESS = "give fewer data.workers or a smaller data.batch_size"
 
