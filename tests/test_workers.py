@@ -73,9 +73,9 @@ def itself(signum):
     ("act", "words"),
     [
         (itself(signal.SIGKILL), ["was killed (signal 9)", "want of memory: give fewer data.workers or a smaller data.batch_size"]),
-        (itself(signal.SIGTERM), ["was ended by signal 15 (SIGTERM)"]),
-        (itself(signal.SIGSEGV), ["was ended by signal 11 (SIGSEGV)"]),
-        (itself(signal.SIGBUS), ["signal 7, SIGBUS", "shared memory"]),
+        (itself(signal.SIGTERM), ["was ended by signal 15 (Terminated)"]),
+        (itself(signal.SIGSEGV), ["was ended by signal 11 (Segmentation fault)"]),
+        (itself(signal.SIGBUS), ["bus error", "shared memory"]),
         (lambda: os._exit(3), ["ended", "exit code 3"]),
         (sys.exit, ["exit code 0"]),
     ],
@@ -99,7 +99,7 @@ def test_a_worker_that_hangs_is_named_with_its_picture_and_killed(patience, tmp_
 
 
 def test_a_slow_batch_of_quick_pictures_is_waited_for(patience):
-    items = Items(lambda key: time.sleep(0.4))
+    items = Items(lambda key: time.sleep(0.25))
     assert len(list(loader(items, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]], 2))) == 2
 
 
@@ -113,16 +113,23 @@ def test_a_stopped_worker_is_named_even_if_batches_of_its_were_ready(patience):
         list(mine)
 
 
-def test_a_program_that_was_itself_stopped_goes_on(patience):
-    script = "import test_workers as t; print(len(list(t.loader(t.Items(lambda key: t.time.sleep(0.05)), [[n] for n in range(40)], 2))))"
-    script = f"from captioning.data import workers; workers.PATIENCE, workers.LOOK = 0.6, 0.1; print('go', flush=True); {script}"
+def slowly(key):
+    for _ in range(9):  # a single sleep would be over when the process goes on
+        time.sleep(0.05)
+
+
+def test_a_program_that_was_itself_stopped_goes_on():
+    script = (
+        "import test_workers as t\nt.workers.PATIENCE, t.workers.LOOK = 1.5, 0.1\n"
+        "for batch in t.loader(t.Items(t.slowly), [[n] for n in range(8)], 2): print(batch, flush=True)"
+    )
     with started(script) as program:
-        assert program.stdout.readline() == "go\n"
-        time.sleep(2)  # it imports, and reads
+        assert program.stdout.readline() == "[0]\n"
         os.killpg(program.pid, signal.SIGSTOP)
-        time.sleep(1.5)
+        time.sleep(2.5)
         os.killpg(program.pid, signal.SIGCONT)
-        assert program.communicate(timeout=30) == ("40\n", "")
+        out, error = program.communicate(timeout=30)
+        assert (out.count("\n"), error) == (7, "")
 
 
 class Unsendable:
@@ -140,14 +147,14 @@ def test_no_memory_in_a_worker_is_one_sentence(monkeypatch, capfd):
     def greedy():
         raise MemoryError
 
-    with pytest.raises(WorkerFailure, match=r"a data worker \(pid \d+\) found no more memory"):
+    with pytest.raises(WorkerFailure, match=r"data worker [01] \(pid \d+\) found no more memory"):
         list(loader(on(1, greedy), [[0], [1]], 2))
 
     def full(tensor):
         raise RuntimeError("No space left on device (28)")
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(WorkerFailure, match=r"a data worker \(pid \d+\) found no room in the shared memory"):
+    with pytest.raises(WorkerFailure, match=r"data worker [01] \(pid \d+\) found no room in the shared memory"):
         list(loader(Items(lambda key: None), [(torch.zeros(3),)] * 3, 2))
     assert "Traceback" not in capfd.readouterr().err
 

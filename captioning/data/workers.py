@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from captioning.errors import UserError, WorkerFailure
@@ -55,7 +55,7 @@ class Careful(Dataset):
         except UserError as error:
             given = error
         except MemoryError:
-            given = WorkerFailure(f"a data worker (pid {os.getpid()}) found no more memory: {LESS}")
+            given = WorkerFailure(f"{myself()} found no more memory: {LESS}")
         except Exception:
             mine.is_busy = False
             raise
@@ -71,7 +71,12 @@ def share(batch: Any) -> None:
             tensor.share_memory_()
     except RuntimeError:
         full = "found no room in the shared memory (df -h /dev/shm): allow more of it, or"
-        raise WorkerFailure(f"a data worker (pid {os.getpid()}) {full} {LESS}") from None
+        raise WorkerFailure(f"{myself()} {full} {LESS}") from None
+
+
+def myself() -> str:
+    worker = get_worker_info()
+    return f"data worker {worker.id if worker else 0} (pid {os.getpid()})"
 
 
 def read_by_workers(items: Any, keys: Sequence[Sequence], workers: int) -> Iterator[Any]:
@@ -91,7 +96,8 @@ def read_by_workers(items: Any, keys: Sequence[Sequence], workers: int) -> Itera
     before = signal.getsignal(signal.SIGCHLD)
     iterator = Batches(batches)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, before)  # torch's would raise wherever this process is, in the middle of a step or of a save
+        # torch's handler would raise wherever this process is, in the middle of a step or of a save
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
     watch = Watch(iterator._workers, board)
     try:
         while True:
@@ -103,7 +109,7 @@ def read_by_workers(items: Any, keys: Sequence[Sequence], workers: int) -> Itera
             except Exception:
                 if not watch.failed():
                     raise
-                break
+                break  # and raise there, where torch's error no longer holds the iterator
             watch.is_awaited = False
             yield batch
     finally:
@@ -216,9 +222,9 @@ class Watch:
             return f"{self.name(number)} ended{at}, with exit code {code}"
         what = {
             signal.SIGKILL: f"was killed (signal 9){at}, often for want of memory: {LESS}",
-            signal.SIGBUS: f"died (signal 7, SIGBUS){at}, often for want of shared memory (df -h /dev/shm): allow more of it, or {LESS}",
+            signal.SIGBUS: f"was ended by a bus error{at}, often for want of shared memory (df -h /dev/shm): allow more of it, or {LESS}",
         }
-        return f"{self.name(number)} {what.get(-code, f'was ended by signal {-code} ({signal.Signals(-code).name}){at}')}"
+        return f"{self.name(number)} {what.get(-code, f'was ended by signal {-code} ({signal.strsignal(-code)}){at}')}"
 
 
 def is_stopped(pid: int) -> bool:
