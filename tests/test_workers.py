@@ -125,6 +125,7 @@ def test_a_program_that_was_itself_stopped_goes_on():
     )
     with started(script) as program:
         assert program.stdout.readline() == "[0]\n"
+        time.sleep(0.2)  # the next pictures are begun
         os.killpg(program.pid, signal.SIGSTOP)
         time.sleep(2.5)
         os.killpg(program.pid, signal.SIGCONT)
