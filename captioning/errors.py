@@ -11,11 +11,25 @@ class UserError(Exception):
     """Something the user can mend. Entry points print it alone and exit with code 2."""
 
 
+class WorkerFailure(UserError):
+    """A process that reads images has died or hangs."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run after a checkpoint. Entry points print it alone and exit with code 75: try again later (EX_TEMPFAIL)."""
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn a UserError into one line and exit code 2; `CAPTIONING_DEBUG=1` shows the traceback instead."""
+    """Turn a UserError into one line and exit code 2, an interruption into one and 75 or 130 (without a checkpoint);
+    `CAPTIONING_DEBUG=1` shows the traceback instead."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        if os.environ.get("CAPTIONING_DEBUG"):
+            raise
+        print(error if isinstance(error, Stopped) else "interrupted", file=sys.stderr)
+        sys.exit(75 if isinstance(error, Stopped) else 130)
     except UserError as error:
         if os.environ.get("CAPTIONING_DEBUG"):
             raise

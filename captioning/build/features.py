@@ -1,6 +1,5 @@
 """Whether a run keeps its encoder's features, and where: from a config to the cache."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -23,7 +22,7 @@ from captioning.data.settings import Data
 from captioning.data.transforms import Transform
 from captioning.errors import UserError
 from captioning.models.encoders import Encoder, GivenFeatures
-from captioning.models.weights import sha256
+from captioning.models.weights import digest_of, sha256
 from captioning.training.console import progress, say
 from captioning.training.distributed import World, find_device
 from captioning.training.settings import autocast
@@ -36,10 +35,7 @@ def weights_of(encoder: dict[str, Any], seed: int, build: Callable[[], Encoder])
     built = build()
     if not built.is_frozen:
         return None, built
-    digest = hashlib.sha256()
-    for name, value in built.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest(), built
+    return digest_of(built.state_dict()), built
 
 
 def why_not(choice: str, *, is_frozen: bool, is_random: bool) -> str | None:

@@ -112,7 +112,7 @@ class Training:
         from captioning.analysis.samples import SamplePictures
         from captioning.build.features import Features, copy_weights, open_features
         from captioning.build.objects import make, make_model, make_optimizer
-        from captioning.build.runs import flat, prepare, save_weights
+        from captioning.build.runs import flat, identity_of, prepare, save_weights
         from captioning.build.start import check_frozen, take_weights
         from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
         from captioning.data.vocabulary import Vocabulary
@@ -194,6 +194,7 @@ class Training:
             world=world,
             run=self.run,
             seed=seed,
+            identity=identity_of(config, vocabulary, weights),
             show=SamplePictures(images, settings.samples, data.transform, vocabulary, self.search),
             hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
             gives_up=self.gives_up,
