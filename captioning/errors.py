@@ -19,6 +19,10 @@ class Stopped(KeyboardInterrupt):
     """A signal ended the run after a checkpoint. Entry points print it alone and exit with code 75: try again later (EX_TEMPFAIL)."""
 
 
+class Requeued(SystemExit):
+    """A signal ended the process after a checkpoint, and whoever runs it (submitit) will begin it again."""
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn a UserError into one line and exit code 2, an interruption into one and 75 or 130 (without a checkpoint);

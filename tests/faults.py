@@ -41,13 +41,14 @@ def install(folder: str) -> None:
 
 
 def die_at(stepper: type, steps: Path) -> None:
-    """This process is killed after so many steps as the file says, once."""
-    left, step = [int(steps.read_text())], stepper.__call__
+    """This process gets a signal (KILL unless the file names another) after so many steps as the file says, once."""
+    count, _, name = steps.read_text().partition(" ")
+    left, step = [int(count)], stepper.__call__
 
     def dying(self, *arguments, **more):
         left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if left[0] == -1:
+            os.kill(os.getpid(), signal.Signals[name or "SIGKILL"])
         return step(self, *arguments, **more)
 
     steps.unlink()

@@ -5,7 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from captioning.errors import Stopped
+from captioning.errors import Requeued, Stopped
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Ctrl-C; schedulers; Slurm's --signal; submitit
 
@@ -39,11 +39,15 @@ class Signals:
             signal.signal(number, signal.SIG_DFL)
 
     def obey(self, where: str) -> None:
-        """Raises Stopped, naming where the run is; or leaves it to whoever handled the signal before, who may let the run go on."""
+        """Raises Stopped, naming where the run is; or leaves it to whoever handled the signal before, who may end the process for its
+        next start (Requeued), or let the run go on."""
         number = self.received or signal.SIGTERM  # None: another rank has received it
         self.received = None
         handler = self.before.get(number)
         if callable(handler) and handler is not signal.default_int_handler:
-            handler(number, None)
+            try:
+                handler(number, None)
+            except SystemExit as left:
+                raise Requeued(left.code) from None
         else:
             raise Stopped(f"stopped by {signal.Signals(number).name} {where}; the same command goes on")
