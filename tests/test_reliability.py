@@ -13,6 +13,7 @@ from test_training import ATTENTION, Killed, kill_after, same, weights
 
 from captioning.errors import Stopped, UserError
 from captioning.training import checkpoint
+from captioning.training.evaluate import warning_of_collapse
 from captioning.training.guard import IN_A_ROW
 from captioning.training.settings import Progress
 
@@ -380,6 +381,14 @@ def test_a_frozen_encoder_that_moves_stops_the_run(train):
     trainer.step.guard.step = lambda *arguments: norm.running_mean.add_(1) is None or step(*arguments)
     with pytest.raises(AssertionError, match=r"the encoder is frozen, and yet body\..*running_mean changed"):
         trainer.fit()
+
+
+def test_an_alarm_tells_of_captions_that_do_not_depend_on_the_pictures():
+    name = lambda captions: {str(number): caption for number, caption in enumerate(captions)}  # noqa: E731
+    assert warning_of_collapse(name(["a dog"] * 3 + [f"caption {number}" for number in range(7)])).startswith("one caption is given to 30%")
+    few = warning_of_collapse(name([f"caption {number % 8}" for number in range(200)]))
+    assert few and few.startswith("8 distinct captions for 200 images")
+    assert warning_of_collapse(name([f"caption {number % 12}" for number in range(200)])) is None and warning_of_collapse({}) is None
 
 
 def test_a_validation_without_a_figure_is_never_the_best(train, monkeypatch):

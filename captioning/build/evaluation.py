@@ -77,7 +77,7 @@ def evaluate(config: DictConfig) -> None:
     say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
     for note in notes:
         say(f"note: {note}")
-    if warning := warning_of_collapse(evaluation.metrics):
+    if warning := warning_of_collapse(evaluation.captions):
         say(f"warning: {warning}")
 
 

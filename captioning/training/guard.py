@@ -48,7 +48,7 @@ class Guard:
 
     def note(self, at: Progress, image_ids: Sequence[str], verdict: Tensor) -> bool:
         """verdict: (3,) whether the step was left out, whether its loss was finite, how many ranks are to end. -> Whether the run is."""
-        self.unread.append((at.step, image_ids, verdict))
+        self.unread.append((at.step + 1, image_ids, verdict))
         return self.read(at, later=int(self.world.device.type == "cuda"))
 
     def read(self, at: Progress, later: int = 0) -> bool:

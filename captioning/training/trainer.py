@@ -203,7 +203,7 @@ class Trainer:
             names = ("loss", "bleu1", "bleu4", "rouge_l", "cider")
             figures = "  ".join(f"{name} {at.metrics[name]:.3f}" for name in names)
             say(f"epoch {at.epoch}, step {at.step}: {figures}{'  *' if improved else ''}  ({time.monotonic() - began:.0f} s)")
-            if warning := warning_of_collapse(at.metrics):
+            if warning := warning_of_collapse(evaluation.captions):
                 say(f"warning: {warning}")
         return evaluation
 
