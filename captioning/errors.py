@@ -11,6 +11,10 @@ class UserError(Exception):
     """Something the user can mend. Entry points print it alone and exit with code 2."""
 
 
+class MachineError(UserError):
+    """A file that cannot be read may be whole: the disk or the memory failed, and another try may succeed."""
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn a UserError into one line and exit code 2; `CAPTIONING_DEBUG=1` shows the traceback instead."""

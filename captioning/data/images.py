@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from captioning.errors import UserError
+from captioning.errors import MachineError, UserError
 
 FORMATS = (
     "JPEG",
@@ -36,10 +36,6 @@ OF_THE_MACHINE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EST
 
 # Once and for all: `catch_warnings` around each reading leaves the filters of another thread behind where two overlap.
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of sizes, which are refused below, and of damaged metadata
-
-
-class MachineError(UserError):
-    """The picture may be whole: the disk or the memory failed, and another try may succeed."""
 
 
 class Asked(io.BufferedReader):
