@@ -98,7 +98,7 @@ def opened(file: Path | io.BytesIO) -> Asked:
         raise UserError("is no regular file")
     if about.st_size == 0:
         raise UserError("is empty")
-    return Asked(open(file, "rb", buffering=0), about.st_size)  # type: ignore[arg-type]  # noqa: SIM115 - closed with its reader
+    return Asked(open(file, "rb", buffering=0), about.st_size)  # type: ignore[arg-type]
 
 
 def refuse_endless(content: BinaryIO, pixels: int) -> None:
