@@ -112,7 +112,8 @@ def coco(root: str | Path, year: int = 2014) -> Splits:
         content = read_json(path, "images", "annotations")
         captions = Captions(path, "annotation")
         names: dict[Any, str] = {}
-        for kind, number, item in [(kind, number, item) for kind in ("images", "annotations") for number, item in enumerate(content[kind])]:
+        items = [(kind, number, item) for kind in ("images", "annotations") for number, item in enumerate(content[kind])]
+        for kind, number, item in items:
             where = f"{path} {kind} {number}"
             try:
                 if kind == "annotations":

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from captioning.errors import UserError
@@ -97,7 +97,7 @@ def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def second(text: str, *spellings: str) -> int:
-    """Where a key stands for the second time; the text's beginning where it stands there oftener, in many objects, or is spelt unusually."""
+    """Where a key stands for the second time; the text's beginning where it stands there oftener, in many objects."""
     for spelling in spellings:
         if text.count(spelling) == 2:
             return text.rindex(spelling)
@@ -136,7 +136,7 @@ def checked_name(name: Any, where: str) -> str:
         raise UserError(f"{where}: the image's name is {shown(name)}; a file's name is needed")
     if problem := unwritable(name):
         raise UserError(f"{where}: the image's name holds {problem}")
-    parts = PurePosixPath(name).parts
+    parts = name.split("/")
     if name.startswith("/") or ".." in parts or "\\" in name or any(letter < " " for letter in name):
         raise UserError(f"{where}: image {shown(name)}; a name below the folder of images is needed, without .., \\ or control characters")
     if any(len(part.encode()) > MAX_NAME for part in parts) or len(name) > 1000:

@@ -2,9 +2,9 @@
 
 import errno
 import io
-import os
 import stat
 import warnings
+import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,7 +68,9 @@ def read_image(file: Path | io.BytesIO, least: int | None = None) -> Image.Image
             if width * height > MAX_PIXELS:
                 raise UserError(f"{width} x {height} pixels; at most {MAX_PIXELS:,} pixels are read")
             if image.format in ("JPEG", "MPO"):
-                refuse_endless(content, width * height)
+                refuse_endless(everything(content), width * height)
+            if image.format == "PNG" and image.tile:
+                refuse_damaged(everything(content), image.tile[0].offset - 8)
             if least is not None and (reduced := image.draft(None, (least, least))):  # None for all formats but JPEG
                 image = image.crop(reduced[1])  # without a last row or column that is mostly not of the picture: it would shift all others
             return to_rgb(upright(image))
@@ -101,14 +103,30 @@ def opened(file: Path | io.BytesIO) -> Asked:
     return Asked(open(file, "rb", buffering=0), about.st_size)  # type: ignore[arg-type]
 
 
-def refuse_endless(content: BinaryIO, pixels: int) -> None:
-    """A JPEG with thousands of scans, each of which visits every pixel."""
+def everything(content: BinaryIO) -> bytes:
     place = content.tell()
-    content.seek(0, os.SEEK_SET)
-    scans = content.read().count(b"\xff\xda")  # within a scan a byte of 255 is always followed by 0
+    content.seek(0)
+    whole = content.read()
     content.seek(place)
+    return whole
+
+
+def refuse_endless(content: bytes, pixels: int) -> None:
+    """A JPEG with thousands of scans, each of which visits every pixel."""
+    scans = content.count(b"\xff\xda")  # within a scan a byte of 255 is always followed by 0
     if scans * pixels > MAX_SCANNED:
         raise UserError(f"a JPEG of {scans} scans of {pixels:,} pixels; at most {MAX_SCANNED:,} pixels are scanned")
+
+
+def refuse_damaged(content: bytes, place: int) -> None:
+    """A PNG whose pixels do not have the checksums that stand beside them: Pillow does not look, and some damage decodes to nonsense."""
+    while content[place + 4 : place + 8] == b"IDAT":
+        end = place + 8 + int.from_bytes(content[place : place + 4])
+        if end + 4 > len(content):
+            raise UserError("is truncated")
+        if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4]):
+            raise UserError("is damaged: a checksum is wrong")
+        place = end + 4
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -36,7 +36,9 @@ class Captions:
     def add(self, image_id: Any, caption: Any, line: int) -> None:
         """UserError, which names file and line, for a caption that is no text, and for a name that is not one of a file below a folder."""
         where = f"{self.path} {self.unit} {line}"
-        image_id, caption = checked_name(image_id, where), checked_caption(caption, where)
+        if not isinstance(image_id, str) or image_id not in self.texts:
+            checked_name(image_id, where)
+        checked_caption(caption, where)
         self.texts.setdefault(image_id, []).append(caption)
         self.lines.setdefault(image_id, []).append(line)
 
