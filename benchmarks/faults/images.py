@@ -133,7 +133,8 @@ def skipped_by_policy(folder: Path, made: list[Path]) -> set[str]:
 
 def bombs(folder: Path) -> Outcome:
     """Small files that declare or unpack to gigabytes, one of each format. Passed: refused in a sentence with the number of
-    pixels that are read, within 50 ms, and without 20 MiB. Memory is the growth of the peak resident size of a process that has read a good picture."""
+    pixels that are read, within 50 ms, and without 20 MiB. Memory is the growth of the peak resident size of a process that has
+    read a good picture."""
     good = {name: write(folder / f"good.{name}", content) for name, content in seeds()}
     passed, slowest, most = 0, 0.0, 0.0
     made = {name: write(folder / f"bomb.{name}", content) for name, content in BOMBS.items()}

@@ -49,7 +49,7 @@ class Asked(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         self.left -= 1
         if self.left < 0:
-            raise UserError("too much junk between its parts")
+            raise UserError("cannot be decoded (too much junk between its parts)")
         return super().read(size)
 
 
@@ -123,9 +123,9 @@ def refuse_damaged(content: bytes, place: int) -> None:
     while content[place + 4 : place + 8] == b"IDAT":
         end = place + 8 + int.from_bytes(content[place : place + 4])
         if end + 4 > len(content):
-            raise UserError("is truncated")
+            raise UserError("cannot be decoded (truncated)")
         if zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4]):
-            raise UserError("is damaged: a checksum is wrong")
+            raise UserError("cannot be decoded (a checksum is wrong)")
         place = end + 4
 
 
