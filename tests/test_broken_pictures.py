@@ -246,6 +246,15 @@ def test_a_policy_may_not_change_while_a_run_goes_on_and_hides_nothing_from_chec
         assert exit.value.code == 1 and "broken image: 3" in text and "missing image: 1" in text
 
 
+@pytest.mark.parametrize("policy", ["skip", "replace"])
+def test_a_run_whose_broken_pictures_are_others_by_now_is_refused(policy, own, tmp_path):
+    run = trained(own, tmp_path / "run", f"data.broken={policy}")
+    trained(own, run, f"data.broken={policy}", "trainer.max_steps=3")  # goes on
+    Image.new("RGB", (8, 8)).save(own / "images" / "t1.png")  # mended
+    with pytest.raises(UserError, match="was trained with other images or captions"):
+        trained(own, run, f"data.broken={policy}", "trainer.max_steps=4")
+
+
 def test_extract_takes_the_policy_too(own, capsys):
     given = ["data=own", f"data.root={own}", "data.transform.size=32", "data.workers=0", "data.broken=skip", "device=cpu"]
     captioning_command(["extract", *given, "encoder=resnet18", "encoder.weights=none"])

@@ -75,8 +75,8 @@ class Survey:
                 while group := list(islice(left, GROUP)):
                     for path, reason in zip(group, pool.map(self.reason, group)):
                         result[str(path)] = reason
-                        if marks[path] is not None:
-                            known[str(path)] = [*marks[path], reason]
+                        if (mark := marks[path]) is not None:
+                            known[str(path)] = [*mark, reason]
                     advance(len(group))
                     if time.monotonic() - safe_at >= SAFE_EVERY:
                         self.save(known)

@@ -33,12 +33,12 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     if isinstance(content, list):
         return grouped(path, [(f"item {number}", row, None) for number, row in enumerate(content)])
     texts = {name: [its] if isinstance(its, str) else its for name, its in content.items()} if isinstance(content, dict) else {"": None}
+    result = {}
     for name, its in texts.items():
         if not (isinstance(its, list) and its and all(isinstance(text, str) for text in its)):
             raise UserError(f"{path}: no captions at {shown(name)}; allowed: {FORMATS}")
-    return {
-        checked_id(name, str(path)): [checked_caption(text, f"{path} image {shown(name)}") for text in its] for name, its in texts.items()
-    }
+        result[checked_id(name, str(path))] = [checked_caption(text, f"{path} image {shown(name)}") for text in its]
+    return result
 
 
 def of_karpathy(image: Any) -> list[dict[str, Any]]:
