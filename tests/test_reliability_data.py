@@ -257,7 +257,8 @@ def test_check_data_finds_one_picture_under_two_spellings_in_two_splits(tmp_path
 
 def test_a_folder_a_pipe_and_a_device_never_make_it_wait(tmp_path):
     """Through the transform too, and in a thread: what would hang is found out."""
-    for kind in ("folder.jpg", "fifo.jpg", "device.jpg", "circle.jpg"):
+    reasons = {"folder.jpg": "is a folder", "fifo.jpg": "no regular file", "device.jpg": "no regular file", "circle.jpg": "cannot be read"}
+    for kind, reason in reasons.items():
         path, said = image_faults.write(tmp_path / kind, image_faults.KINDS[kind]), []
 
         def read(path=path, said=said):
@@ -269,4 +270,4 @@ def test_a_folder_a_pipe_and_a_device_never_make_it_wait(tmp_path):
         thread = threading.Thread(target=read, daemon=True)
         thread.start()
         thread.join(5)
-        assert said and path.name in said[0]
+        assert said and f"{path}: {reason}" in said[0].replace(": is no", ": no")
