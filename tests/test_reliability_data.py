@@ -196,7 +196,7 @@ COCO = [
     ('{"images": [{"id": [1], "file_name": "a.jpg"}], "annotations": []}', "images 0: not of COCO's format"),
     ('{"images": [{"id": 1, "file_name": ["a"]}], "annotations": []}', "images 0: the image's name is"),
     ('{"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}], "annotations": []}', "images 1: the id 1 is"),
-    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"id": 4, "image_id": 1, "caption": 0}]}', "annotation 4: caption is 0"),
+    ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"id": 4, "image_id": 1, "caption": 0}]}', "4: the caption is 0"),
     ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"id": 4, "image_id": 2, "caption": "x"}]}', "annotations 0: .*without 2"),
 ]  # fmt: skip
 
