@@ -23,6 +23,10 @@ class Requeued(SystemExit):
     """A signal ended the process after a checkpoint, and whoever runs it (submitit) will begin it again."""
 
 
+class MachineError(UserError):
+    """A file that cannot be read may be whole: the disk or the memory failed, and another try may succeed."""
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Turn a UserError into one line and exit code 2, an interruption into one and 75 or 130 (without a checkpoint);

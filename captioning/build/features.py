@@ -11,6 +11,7 @@ from typing import Any
 from hydra.utils import get_class
 
 from captioning.build.objects import make, make_data, make_encoder
+from captioning.build.pictures import read_splits
 from captioning.build.runs import Run, load_run, read_config, read_env
 from captioning.cache.extract import CannotKeep, extract
 from captioning.cache.key import CacheSettings, folder_of, recipe_of
@@ -106,11 +107,11 @@ def open_features(config: dict[str, Any], data: Data, settings: CacheSettings, w
 
 def extract_all(config: dict[str, Any]) -> None:
     """The features of every split, for `captioning extract`."""
-    data, settings = make_data(config), make("cache", config["cache"])
-    _, features = open_features(config | {"features": "on"}, data, settings, World(find_device(config["device"])))
+    data, settings, world = make_data(config), make("cache", config["cache"]), World(find_device(config["device"]))
+    _, features = open_features(config | {"features": "on"}, data, settings, world)
     assert isinstance(features, Features)  # "on" refuses what cannot be kept
     there = data.reader()
-    for split, records in data.read(*(name for name in there if there[name])).items():
+    for split, records in read_splits(data, settings, world, *(name for name in there if there[name]))[0].items():
         if records:
             say(f"{split}: {len(records):,} images are in {features.store(records).folder}")
 

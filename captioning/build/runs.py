@@ -7,9 +7,10 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from yaml import YAMLError
 import captioning
 from captioning.build.objects import make, make_encoder, make_model
 from captioning.build.schema import TRAINING, check, check_targets
+from captioning.cache.survey import Broken
 from captioning.data.records import Splits
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
@@ -82,12 +84,14 @@ def prepare(
     vocabulary: Vocabulary,
     weights: str | None,
     save_encoder: Callable[[Path], None] | None,
+    broken: Mapping[str, Broken] = MappingProxyType({}),
 ) -> None:
     """Write what does not change in training. A frozen encoder's weights are kept here once, not in every checkpoint.
 
-    weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file.
+    weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file. broken: what `data.broken` did.
     """
-    data = hashlib.sha256(repr([(record.image_id, record.captions) for record in splits["train"]]).encode()).hexdigest()
+    used = [(record.image_id, record.captions) for record in splits["train"]] + stand_ins(broken)
+    data = hashlib.sha256(repr(used).encode()).hexdigest()
     if (path / "config.yaml").exists():
         before = read_env(path)
         if before["data"] != data:
@@ -105,10 +109,16 @@ def prepare(
         vocabulary.save(path / "vocabulary.json")
         files = [file for file in (path / "encoder.safetensors", path / "vocabulary.json") if file.exists()]
         about = environment() | {"data": data, "encoder": weights, "files": {file.name: checkpoint.sha256(file) for file in files}}
+        about["broken"] = {split: its._asdict() for split, its in broken.items()}
         (path / "env.json").write_text(json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
     write_config(path, config)  # last: what has a config is a run
+
+
+def stand_ins(broken: Mapping[str, Broken]) -> list[str]:
+    """Training images that are shown as a grey picture: to train on, the data is another."""
+    return [image_id for its in (broken.get("train"),) if its and its.policy == "replace" for image_id in its.reasons]
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:

@@ -23,7 +23,6 @@ from captioning.search import Search
 from captioning.training.distributed import World
 from captioning.training.losses import caption_losses
 
-
 COMMON, DISTINCT = 0.2, 0.05  # of the images: a caption more common, or fewer distinct captions, and there is an alarm
 
 
