@@ -12,14 +12,32 @@ class UserError(Exception):
 
 
 class WorkerFailure(UserError):
-    """A process that reads data died or hangs. The run itself is whole: it can still be saved."""
+    """A process that reads images has died or hangs. The run itself is whole: it can be saved."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ended the run after a checkpoint. Entry points print it alone and exit with code 75: try again later (EX_TEMPFAIL)."""
+
+
+class Requeued(SystemExit):
+    """A signal ended the process after a checkpoint, and whoever runs it (submitit) will begin it again."""
+
+
+class MachineError(UserError):
+    """A file that cannot be read may be whole: the disk or the memory failed, and another try may succeed."""
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn a UserError into one line and exit code 2; `CAPTIONING_DEBUG=1` shows the traceback instead."""
+    """Turn a UserError into one line and exit code 2, an interruption into one and 75 or 130 (without a checkpoint);
+    `CAPTIONING_DEBUG=1` shows the traceback instead."""
     try:
         yield
+    except KeyboardInterrupt as error:
+        if os.environ.get("CAPTIONING_DEBUG"):
+            raise
+        print(error if isinstance(error, Stopped) else "interrupted", file=sys.stderr)
+        sys.exit(75 if isinstance(error, Stopped) else 130)
     except UserError as error:
         if os.environ.get("CAPTIONING_DEBUG"):
             raise

@@ -18,11 +18,12 @@ def install(folder: str) -> None:
         import torch
 
         from captioning.errors import UserError
+        from captioning.training.step import Stepper
         from captioning.training.trainer import Trainer
 
         print(f"THREADS {torch.get_num_threads()}", flush=True)
         if (flags / "steps").exists():
-            die_at(Trainer, flags / "steps")
+            die_at(Stepper, flags / "steps")
         how = 0 if (flags / "mended").exists() else self.config["trainer"]["log_every"]
         if how == ERROR:
             raise ValueError("something broke")
@@ -39,15 +40,16 @@ def install(folder: str) -> None:
     jobs.Training.start = faulty
 
 
-def die_at(trainer: type, steps: Path) -> None:
-    """This process is killed after so many steps as the file says, once."""
-    left, step = [int(steps.read_text())], trainer.train_step
+def die_at(stepper: type, steps: Path) -> None:
+    """This process gets a signal (KILL unless the file names another) after so many steps as the file says, once."""
+    count, _, name = steps.read_text().partition(" ")
+    left, step = [int(count)], stepper.__call__
 
-    def dying(self, group):
+    def dying(self, *arguments, **more):
         left[0] -= 1
-        if left[0] < 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(self, group)
+        if left[0] == -1:
+            os.kill(os.getpid(), signal.Signals[name or "SIGKILL"])
+        return step(self, *arguments, **more)
 
     steps.unlink()
-    trainer.train_step = dying
+    stepper.__call__ = dying

@@ -153,7 +153,7 @@ def a_run(folder, *overrides, seed=1, quality=0.6, references=REFERENCES, search
     ]
     progress = {"epoch": epochs, "step": 2, "seconds": 60.0 + seed, "peak_memory": 2**30, "history": spots}
     for name in ("best", "last"):
-        checkpoint.save(folder / name, tensors={}, optimizer=None, state={"progress": progress})
+        checkpoint.save(folder / name, tensors={}, state={"progress": progress})
     found = {"_target_": "captioning.search.Beam", "beam_size": 3 if search == "beam" else 1}
     evaluation = Evaluation(result.metrics | about, captions, {}, result)
     about = {"split": split, "images": len(references), "search": found, "precision": "fp32", "checkpoint": digest_of(folder)}
@@ -224,7 +224,7 @@ def test_an_evaluation_that_dies_while_it_is_written_is_none_and_not_half_of_the
 def test_a_run_that_was_trained_on_since_its_evaluation_is_refused(tmp_path):
     run = a_run(tmp_path / "run", "decoder=lstm")
     assert read_members([run])
-    checkpoint.save(run / "best", tensors={}, optimizer=None, state={"progress": {"epoch": 3}})
+    checkpoint.save(run / "best", tensors={}, state={"progress": {"epoch": 3}})
     with pytest.raises(UserError, match=f"{run}: its checkpoint is another than the one evaluated: python eval.py run={run}"):
         read_members([run])
 

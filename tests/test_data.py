@@ -204,7 +204,7 @@ def test_every_caption_is_seen_once_an_epoch_in_an_order_of_seed_and_epoch():
 def test_two_ranks_together_see_what_one_sees():
     lengths = [3 + i % 7 for i in range(205)]
     one = batches(lengths, 16, seed=1, epoch=3)
-    two = [batches(lengths, 8, seed=1, epoch=3, rank=rank, world=2) for rank in range(2)]
+    two = [batches(lengths, 16, seed=1, epoch=3, rank=rank, world=2) for rank in range(2)]
     assert len(two[0]) == len(two[1])
     assert [sorted(a + b) for a, b in zip(*two)] == [sorted(batch) for batch in one]
 

@@ -42,7 +42,7 @@ def test_every_format_is_read_alike_with_ids_as_strings(name, tmp_path):
         '{"images": [1]}': "item 0: no image id",
         '{"images": [{"filename": "a", "sentences": null}]}': "item 0: no image id",
         '{"images": [{"filename": "a", "sentences": ["x"]}]}': "item 0: no image id",
-        "[" * 100_000: "not captions",
+        "[" * 100_000: "nested too deeply",
     }.items(),
 )
 def test_what_is_no_captions_file_is_refused_with_what_is_allowed(content, reason, tmp_path):

@@ -288,7 +288,7 @@ def test_accumulation_and_processes_give_the_gradient_of_one_large_batch(train, 
     ranks = []
     for rank, mine in enumerate((few, one)):
         trainer.model.zero_grad()
-        trainer.world = SimpleNamespace(device=torch.device("cpu"), rank=rank, size=2, sum=lambda value: value.fill_(9.0))
+        trainer.step.world = SimpleNamespace(device=torch.device("cpu"), rank=rank, size=2, sum=lambda value: value.fill_(9.0))
         ranks.append(gradient(trainer, [mine]))
     assert max(value.abs().max() for value in whole.values()) > 1e-3
     for name, value in whole.items():
@@ -334,12 +334,12 @@ def test_each_image_is_one_item_and_each_step_draws_anew(train):
     drawn, draw = [], trainer.loss.say
     trainer.loss.say = lambda model, images, seed: drawn.append(seed) or draw(model, images, seed)
     first = next(trainer.batches.epoch(0))
-    trainer.train_step([first, first])
+    trainer.step([first, first], trainer.progress)
     trainer.progress.step = 1
-    trainer.train_step([first])
+    trainer.step([first], trainer.progress)
     assert len(set(drawn)) == 3
     trainer.progress.step = 0
-    trainer.train_step([first])
+    trainer.step([first], trainer.progress)
     assert drawn[3] == drawn[0]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,18 @@ def test_under_joblib_a_killed_worker_takes_nobody_along_and_features_gpus_and_c
     assert "GPU 7\n" in text and "GPU 8\n" in text
     assert f"THREADS {max(1, os.cpu_count() // 2)}\n" in text
     assert "killed" in Path("r/7/failed.txt").read_text()
+
+
+def test_under_submitit_a_job_told_to_end_keeps_a_checkpoint_and_is_requeued(place):
+    """As Slurm does with SIGUSR2 before the time is over; submitit begins the job again, and it goes on."""
+    words = [*place, *CNN, "run=r/${seed}", "trainer.epochs=2", "hydra/launcher=submitit_local"]
+    Path("steps").write_text("16 SIGUSR2")
+    code, output = started("train", "-m", *words, "seed=1,2")
+    assert code == 0 and "2 finished now, 0 were finished before, 0 failed" in output, output
+    logs = "".join(path.read_text() for path in Path("runs/sweeps").glob("*/.submitit/*/*_log.*"))
+    (seed,) = re.findall(r"resuming r/(\d) at epoch 2, step 1[67]", logs)
+    code, output = started("train", *words[:-1], f"seed={seed}", "run=whole")
+    assert code == 0 and same(model("whole"), model(f"r/{seed}")), output
 
 
 def test_under_submitit_a_killed_job_takes_nobody_along(place):

@@ -41,14 +41,14 @@ class Killed(Exception):
 
 def kill_after(trainer, steps):
     """Let the trainer die inside a step, as by a kill: nothing is saved on the way out."""
-    step = trainer.train_step
+    take = trainer.step.guard.step
 
-    def dying(group):
+    def dying(*arguments):
         if trainer.progress.step >= steps:
             raise Killed
-        return step(group)
+        return take(*arguments)
 
-    trainer.train_step = dying
+    trainer.step.guard.step = dying
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_more_epochs_go_on_from_a_finished_run(train):
 def gradient(trainer, groups):
     """The gradient of one step on these batches, without dropout."""
     trainer.model.eval()
-    trainer.optimizer.step = lambda: None
+    trainer.step.optimizer.step = lambda: None
     kept = {}
-    trainer.optimizer.zero_grad = lambda set_to_none: kept.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
-    trainer.train_step(groups)
+    trainer.step.optimizer.zero_grad = lambda set_to_none: kept.update({n: p.grad.clone() for n, p in trainer.model.named_parameters()})
+    trainer.step(groups, trainer.progress)
     return kept
 
 
@@ -307,10 +307,10 @@ def test_the_loss_ignores_padding_and_the_penalty_wants_each_cell_once():
 def test_scheduled_sampling_replaces_inner_words_only_and_more_with_time(train):
     trainer = train("decoder=lstm", *SMALL, "trainer.scheduled_sampling=1.0", "trainer.max_steps=100")
     batch, seen = next(trainer.batches.epoch(0)), []
-    trainer.parallel = lambda images, inputs: seen.append(inputs) or trainer.model(images, inputs)
+    trainer.step.parallel = lambda images, inputs: seen.append(inputs) or trainer.model(images, inputs)
     for step in (0, 30, 100):
         trainer.progress.step = step
-        trainer.train_step([batch])
+        trainer.step([batch], trainer.progress)
     assert torch.equal(seen[0], batch.tokens)  # at step 0 nothing is replaced
     changed = []
     for mixed in seen[1:]:
@@ -332,7 +332,7 @@ def test_late_fine_tuning_begins_at_its_epoch_with_its_own_learning_rate(train):
         "encoder=resnet18", "encoder.weights=none", "decoder=lstm", *SMALL,
         "encoder.finetune=from layer4", "encoder.finetune_epoch=1", "encoder.finetune_lr=1e-3", "trainer.epochs=2", "trainer.max_steps=14",
     )  # fmt: skip
-    assert [group["lr"] for group in trainer.optimizer.param_groups] == [4e-4, 1e-3]
+    assert [group["lr"] for group in trainer.step.optimizer.param_groups] == [4e-4, 1e-3]
     before = {name: value.clone() for name, value in trainer.model.encoder.named_parameters()}
     steps = trainer.steps_per_epoch
     kill_after(trainer, steps)
@@ -414,7 +414,7 @@ def test_captions_taken_together_share_their_image_and_give_the_same_gradient(tr
     batch = next(together.batches.epoch(0))
     assert len(batch.images) == 3 and len(batch.tokens) == 15  # a batch of 16 captions has room for three images
     repeated = batch._replace(images=batch.images.repeat_interleave(5, dim=0))
-    losses = [trainer.train_step([its])[0] for trainer, its in ((together, batch), (apart, repeated))]
+    losses = [trainer.step([its], trainer.progress).means for trainer, its in ((together, batch), (apart, repeated))]
     torch.testing.assert_close(*losses)
     for a, b in zip(together.model.parameters(), apart.model.parameters()):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)

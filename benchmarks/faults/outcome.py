@@ -1,4 +1,4 @@
-"""What a row of the table of faults says."""
+"""A row of the table of faults: what was done to the program, how often, and how often it did what it must."""
 
 from typing import NamedTuple
 

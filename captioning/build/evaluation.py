@@ -1,6 +1,7 @@
 """What eval.py does."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from captioning.errors import UserError
 
 if TYPE_CHECKING:
     from captioning.analysis import results
+    from captioning.cache.survey import Broken
 
 NEEDED = ("search", "run", "split", "device", "features", "precision", "out", "show", "java")
 
@@ -27,6 +29,7 @@ def evaluate(config: DictConfig) -> None:
     from captioning.build.features import evaluated_run
     from captioning.build.members import FAILURE
     from captioning.build.objects import make
+    from captioning.build.pictures import read_splits
     from captioning.build.runs import read_config
     from captioning.data.dataset import ReferenceBatches, ReferenceImages
     from captioning.training.console import progress, say
@@ -48,22 +51,23 @@ def evaluate(config: DictConfig) -> None:
     kept = trained["cache"] | {key: value for key, value in (settings.get("cache") or {}).items() if value is not None}
     check({"data": node, "cache": kept})
     data = make("data", node)
-    splits = data.read(settings["split"])
+    cache, world = make("cache", kept), World(device)
+    splits, broken = read_splits(data, cache, world, settings["split"])
     records = splits[settings["split"]]
-    run, source = evaluated_run(path, records, data, make("cache", kept), settings["features"], World(device))
+    run, source = evaluated_run(path, records, data, cache, settings["features"], world)
     images = ReferenceImages(records, run.vocabulary, data.max_length, source)
     evaluator = Evaluator(
         ReferenceBatches(images, data.batch_size, workers=data.workers),
         vocabulary=run.vocabulary,
         search=search,
-        world=World(device),
+        world=world,
         autocast=lambda: autocast(device, settings["precision"]),
     )
     with progress(f"captioning {settings['split']}", len(records)) as advance:
         evaluation = evaluator(run.model, advance)
     evaluation, notes = with_more(evaluation, evaluator.prepared, splits.get("train", []), settings["java"])
     folder = Path(settings["out"] or run.path)
-    about = {"images": len(records)} | evaluation_of(settings, path)
+    about = {"images": len(records)} | broken_images(broken.get(settings["split"])) | evaluation_of(settings, path)
     results.write(folder, evaluation, evaluator.references, about)
     (folder / FAILURE["eval"]).unlink(missing_ok=True)
     if settings["show"]:
@@ -74,11 +78,23 @@ def evaluate(config: DictConfig) -> None:
         say(f"\n{folder / 'samples.png'} shows them{' and where attention looked' if run.model.decoder.attends else ''}\n")
     for name, value in evaluation.metrics.items():
         say(f"{name:18} {value:.4f}" if isinstance(value, float) else f"{name:18} {value}")
-    say(f"\n{len(records)} images of {settings['split']}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
+    say(f"\n{denominator(len(records), settings['split'], broken)}; written to {folder / 'metrics.json'} and {folder / 'captions.json'}")
     for note in notes:
         say(f"note: {note}")
-    if warning := warning_of_collapse(evaluation.metrics):
+    if warning := warning_of_collapse(evaluation.captions):
         say(f"warning: {warning}")
+
+
+def broken_images(broken: "Broken | None") -> dict[str, Any]:
+    """Beside the metrics: which images they are not about, or of which the model saw nothing."""
+    return {} if broken is None else {"skipped_images" if broken.policy == "skip" else "replaced_images": list(broken.reasons)}
+
+
+def denominator(images: int, split: str, broken: "Mapping[str, Broken]") -> str:
+    """`998 of 1000 images of test (2 cannot be read: data.broken=skip)`: what the metrics are about."""
+    if not (its := broken.get(split)) or not its.reasons:
+        return f"{images} images of {split}"
+    return f"{images} of {its.images} images of {split} ({len(its.reasons)} cannot be read: data.broken={its.policy})"
 
 
 def digest_of(run: Path) -> str | None:

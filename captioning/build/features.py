@@ -1,6 +1,5 @@
 """Whether a run keeps its encoder's features, and where: from a config to the cache."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from hydra.utils import get_class
 
 from captioning.build.objects import make, make_data, make_encoder
+from captioning.build.pictures import read_splits
 from captioning.build.runs import Run, load_run, read_config, read_env
 from captioning.cache.extract import CannotKeep, extract
 from captioning.cache.key import CacheSettings, folder_of, recipe_of
@@ -23,7 +23,7 @@ from captioning.data.settings import Data
 from captioning.data.transforms import Transform
 from captioning.errors import UserError
 from captioning.models.encoders import Encoder, GivenFeatures
-from captioning.models.weights import sha256
+from captioning.models.weights import digest_of, sha256
 from captioning.training.console import progress, say
 from captioning.training.distributed import World, find_device
 from captioning.training.settings import autocast
@@ -36,10 +36,7 @@ def weights_of(encoder: dict[str, Any], seed: int, build: Callable[[], Encoder])
     built = build()
     if not built.is_frozen:
         return None, built
-    digest = hashlib.sha256()
-    for name, value in built.state_dict().items():
-        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest(), built
+    return digest_of(built.state_dict()), built
 
 
 def why_not(choice: str, *, is_frozen: bool, is_random: bool) -> str | None:
@@ -110,11 +107,11 @@ def open_features(config: dict[str, Any], data: Data, settings: CacheSettings, w
 
 def extract_all(config: dict[str, Any]) -> None:
     """The features of every split, for `captioning extract`."""
-    data, settings = make_data(config), make("cache", config["cache"])
-    _, features = open_features(config | {"features": "on"}, data, settings, World(find_device(config["device"])))
+    data, settings, world = make_data(config), make("cache", config["cache"]), World(find_device(config["device"]))
+    _, features = open_features(config | {"features": "on"}, data, settings, world)
     assert isinstance(features, Features)  # "on" refuses what cannot be kept
     there = data.reader()
-    for split, records in data.read(*(name for name in there if there[name])).items():
+    for split, records in read_splits(data, settings, world, *(name for name in there if there[name]))[0].items():
         if records:
             say(f"{split}: {len(records):,} images are in {features.store(records).folder}")
 

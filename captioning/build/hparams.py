@@ -130,7 +130,8 @@ def attempt(study: "optuna.Study", trial: "optuna.Trial", run: Path, given: list
         check(settings)
         training = Training(settings, gives_up)
         at, over = ending(run, training.settings)
-        if not (at.metrics and not at.batch and gives_up(at)):  # killed after a validation: the study may not have heard of it
+        is_validated = bool(at.metrics) and not at.batch and not at.is_due
+        if not (is_validated and gives_up(at)):  # killed then: the study may not have heard of it
             training.start()
             at, over = ending(run, training.settings)
         if at.best is None or not math.isfinite(at.best):

@@ -112,7 +112,8 @@ class Training:
         from captioning.analysis.samples import SamplePictures
         from captioning.build.features import Features, copy_weights, open_features
         from captioning.build.objects import make, make_model, make_optimizer
-        from captioning.build.runs import flat, prepare, save_weights
+        from captioning.build.pictures import read_splits
+        from captioning.build.runs import flat, identity_of, prepare, save_weights
         from captioning.build.start import check_frozen, take_weights
         from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, TrainingBatches, TrainingCaptions
         from captioning.data.vocabulary import Vocabulary
@@ -128,7 +129,7 @@ class Training:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
         torch.use_deterministic_algorithms(settings.deterministic)
-        splits = data.read("train", "val")
+        splits, broken = read_splits(data, self.cache, world, "train", "val")
         texts = [caption for record in splits["train"] for caption in record.captions]
         begins_with = None if self.goes_on else self.start_from
         if self.start_from:
@@ -151,7 +152,7 @@ class Training:
             say(f"vectors: {count} of {len(vocabulary)} words have one")
         at = take_weights(begins_with, model) if begins_with else None
         if world.is_main:
-            prepare(self.run, config, splits, vocabulary, weights, save_encoder)
+            prepare(self.run, config, splits, vocabulary, weights, save_encoder, broken)
             unknown = vocabulary.unknown_rate(caption for record in splits["val"] for caption in record.captions)
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             say(f"run {self.run} on {world.device}{f', {world.size} processes' if world.size > 1 else ''}")
@@ -194,6 +195,7 @@ class Training:
             world=world,
             run=self.run,
             seed=seed,
+            identity=identity_of(config, vocabulary, weights),
             show=SamplePictures(images, settings.samples, data.transform, vocabulary, self.search),
             hparams={key: value for key, value in flat(config).items() if not key.endswith("_target_")},
             gives_up=self.gives_up,

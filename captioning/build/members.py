@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from captioning.build import evaluation, jobs
-from captioning.errors import UserError
+from captioning.errors import Requeued, UserError
 
 WAITING, BEGUN, FINISHED, BEFORE, FAILED = "waiting", "begun", "finished", "finished before", "failed"
 SIDE_BY_SIDE = ("JoblibLauncher", "LocalLauncher")  # the launchers whose members share this machine
@@ -55,7 +55,7 @@ def run_member(config: DictConfig) -> None:
     try:
         JOBS[name].run(config)
         member = member._replace(state=FINISHED)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Requeued):
         raise
     except BaseException as error:
         is_plain = isinstance(error, UserError)

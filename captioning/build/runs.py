@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from yaml import YAMLError
 import captioning
 from captioning.build.objects import make, make_encoder, make_model
 from captioning.build.schema import TRAINING, check, check_targets
+from captioning.cache.survey import Broken
 from captioning.data.records import Splits
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
@@ -30,10 +33,11 @@ from captioning.models.encoders import Encoder, GivenFeatures
 from captioning.training import checkpoint
 from captioning.training.settings import Progress, Settings, ended_by
 
-FORMAT = 2  # of a run directory; raised when an older program could misread a newer one
+FORMAT = 3  # of a run directory; raised when an older program could misread a newer one
 MAY_CHANGE = {  # between a run's start and its going on
     "run", "device", "features", "cache.dir", "cache.memory", "logger", "data.root", "data.reader.root", "data.workers",
-    "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.log_every", "trainer.samples",
+    "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.checkpoint_minutes",
+    "trainer.log_every", "trainer.samples",
 }  # fmt: skip
 
 
@@ -67,6 +71,12 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in flat(child, f"{path}.{name}" if path else name).items()}
 
 
+def identity_of(config: dict[str, Any], vocabulary: Vocabulary, weights: str | None) -> dict[str, Any]:
+    """What a checkpoint is of, as it keeps it itself: folders get copied. weights: what tells a frozen encoder's weights from others."""
+    words = f"{len(vocabulary)} words, {vocabulary.digest[:12]}"
+    return {"format": FORMAT, "vocabulary": words, "encoder weights": weights} | flat({key: config[key] for key in ("encoder", "decoder")})
+
+
 def prepare(
     path: Path,
     config: dict[str, Any],
@@ -74,12 +84,14 @@ def prepare(
     vocabulary: Vocabulary,
     weights: str | None,
     save_encoder: Callable[[Path], None] | None,
+    broken: Mapping[str, Broken] = MappingProxyType({}),
 ) -> None:
     """Write what does not change in training. A frozen encoder's weights are kept here once, not in every checkpoint.
 
-    weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file.
+    weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file. broken: what `data.broken` did.
     """
-    data = hashlib.sha256(repr([(record.image_id, record.captions) for record in splits["train"]]).encode()).hexdigest()
+    used = [(record.image_id, record.captions) for record in splits["train"]] + stand_ins(broken)
+    data = hashlib.sha256(repr(used).encode()).hexdigest()
     if (path / "config.yaml").exists():
         before = read_env(path)
         if before["data"] != data:
@@ -97,15 +109,22 @@ def prepare(
         vocabulary.save(path / "vocabulary.json")
         files = [file for file in (path / "encoder.safetensors", path / "vocabulary.json") if file.exists()]
         about = environment() | {"data": data, "encoder": weights, "files": {file.name: checkpoint.sha256(file) for file in files}}
+        about["broken"] = {split: its._asdict() for split, its in broken.items()}
         (path / "env.json").write_text(json.dumps(about, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
     write_config(path, config)  # last: what has a config is a run
 
 
+def stand_ins(broken: Mapping[str, Broken]) -> list[str]:
+    """Training images that are shown as a grey picture: to train on, the data is another."""
+    return [image_id for its in (broken.get("train"),) if its and its.policy == "replace" for image_id in its.reasons]
+
+
 def write_config(path: Path, config: dict[str, Any]) -> None:
     try:
         OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
+        checkpoint.flush(path / "config.yaml.new")
         (path / "config.yaml.new").rename(path / "config.yaml")
     except OSError as error:
         raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
@@ -122,12 +141,28 @@ def refuse_another(path: Path, config: dict[str, Any]) -> None:
     if not (path / "config.yaml").exists():
         return
     before, now = flat(read_config(path)), flat(config)
-    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)}
+    refuse_other_batches(path, before["data.batch_size"], now["data.batch_size"])
+    changed = {key for key in before.keys() | now.keys() if before.get(key) != now.get(key)} - {"data.batch_size"}
     changed = sorted(key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE))
     if changed:
         key = changed[0]
         more = f" (and {', '.join(changed[1:4])})" if changed[1:] else ""
         raise UserError(f"{path} was trained with {key}={before.get(key)}, this is {key}={now.get(key)}{more}: give another run=DIR")
+
+
+def refuse_other_batches(path: Path, before: int, now: int) -> None:
+    """Another number of processes may go on, if their batches together are what a step saw before."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        together = checkpoint.load_state(checkpoint.find(path / "last") or path / "last")["together"]
+    except (OSError, ValueError, KeyError, TypeError):
+        together = before * processes  # nothing was trained yet; or it is damaged, which will be said
+    if now * processes != together:
+        right = f"data.batch_size={together // processes} does it" if together % processes == 0 else f"{processes} processes cannot"
+        raise UserError(
+            f"{path} was trained with {together} captions a step, this is data.batch_size={now} on {processes} "
+            f"process{'es' if processes > 1 else ''}: {right}, or give another run=DIR"
+        )
 
 
 def ending(path: Path, settings: Settings) -> tuple[Progress, str | None]:
@@ -214,13 +249,15 @@ def load_run(path: Path, device: torch.device, features: GivenFeatures | None = 
     folder = checkpoint.find(path / "best") or checkpoint.find(path / "last")
     if folder is None:
         raise UserError(f"run={path}: has no checkpoint yet")
-    checkpoint.verify(folder)
+    checkpoint.verify(folder, "model")
     vocabulary = Vocabulary.load(path / "vocabulary.json")
+    about = checkpoint.load_state(folder).get("of", {})
+    checkpoint.refuse_another(folder, about, identity_of(config, vocabulary, read_env(path)["encoder"]))
     weightless = {"weights": "none"} if "weights" in config["encoder"] else {}
     encoder = features or make_encoder({"encoder": config["encoder"] | weightless}, seed=0)
     model = make_model(config, encoder, vocabulary, seed=0)
     weights = checkpoint.load_tensors(folder, "model")
     if (path / "encoder.safetensors").exists() and not features:
         encoder.load_state_dict(load_file(path / "encoder.safetensors"))
-    checkpoint.load_weights(model, weights, path)
+    checkpoint.load_weights(model, weights, folder)
     return Run(path, config, model.to(device).eval(), vocabulary, make("data.transform", config["data"]["transform"]))

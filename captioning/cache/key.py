@@ -11,7 +11,7 @@ from captioning.data.records import Record
 from captioning.data.transforms import Transform
 from captioning.kinds import Fraction
 
-FORMAT = 3  # of a store; raised when its layout, or how pictures are read, changes
+FORMAT = 4  # of a store; raised when its layout, or how pictures are read, changes
 NOT_CONTENT = {"weights", "finetune", "finetune_lr", "finetune_epoch"}  # weights: their hash stands for their path
 
 

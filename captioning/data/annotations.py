@@ -1,57 +1,36 @@
 """Readers: one function a format, from a folder as it is distributed to `{"train": [Record], "val": ..., "test": ...}`."""
 
-import csv
-import io
-import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from captioning.data.records import (
-    Captions,
-    Record,
-    Splits,
-    find,
+from captioning.data.files import (
+    checked_caption,
+    checked_name,
+    csv_rows,
+    parsed,
+    plain_lines,
     read_json,
     read_lines,
-    read_text,
-    split_by_hash,
-    with_records,
+    shown,
 )
+from captioning.data.records import Captions, Record, Splits, find, split_by_hash, with_records
 from captioning.errors import UserError
 from captioning.kinds import Number
 
 
 def token_file(path: Path) -> Captions:
     """`<image>#<number>TAB<caption>`, one a line: the format of Flickr8k and Flickr30k."""
-    captions = Captions(f"{path.name} line")
-    for number, line in enumerate(read_lines(path), start=1):
+    captions = Captions(path)
+    for number, line in plain_lines(path):
         name, tab, caption = line.partition("\t")
         image_id, mark, index = name.rpartition("#")
         if not (tab and mark and index.isdigit()):
-            raise UserError(f"{path} line {number}: expected IMAGE#NUMBER<tab>CAPTION, found {line[:60]!r}")
+            raise UserError(f"{path} line {number}: expected IMAGE#NUMBER<tab>CAPTION, found {shown(line)}")
         captions.add(image_id, caption, number)
     return captions
-
-
-def csv_rows(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file with a header that has at least these columns."""
-    rows = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
-    header = [name.strip() for name in next(rows, [])]
-    if absent := [column for column in columns if column not in header]:
-        raise UserError(f"{path} line 1: no column {', '.join(absent)}; the header is {','.join(header)!r}")
-    while True:
-        line = rows.line_num + 1  # a quoted caption may span lines: a row is named by its first
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{path} line {line}: not CSV ({error})") from None
-        if row and len(row) != len(header):
-            raise UserError(f"{path} line {line}: {len(row)} fields where the header has {len(header)}; quote a caption with commas")
-        if row:
-            yield line, dict(zip(header, row))
 
 
 def flickr8k(root: str | Path) -> Splits:
@@ -63,14 +42,14 @@ def flickr8k(root: str | Path) -> Splits:
     folder = find(root, "Flicker8k_Dataset", "Flickr8k_Dataset")
     names = {"train": "trainImages", "val": "devImages", "test": "testImages"}
     lists = {split: find(root, f"Flickr_8k.{name}.txt", f"Flickr8k_text/Flickr_8k.{name}.txt") for split, name in names.items()}
-    listed = {split: [line.strip() for line in read_lines(path) if line.strip()] for split, path in lists.items()}
+    listed = {split: [line.strip() for _, line in plain_lines(path) if line.strip()] for split, path in lists.items()}
     return with_records(listed, captions, folder)
 
 
 def flickr8k_kaggle(root: str | Path, val: Number = 1000, test: Number = 1000) -> Splits:
     """As on Kaggle: `Images/` and `captions.txt` (CSV `image,caption`), which has no split: see `split_by_hash`."""
     path = find(root, "captions.txt")
-    captions = Captions(f"{path.name} line")
+    captions = Captions(path)
     for line, row in csv_rows(path, "image", "caption"):
         captions.add(row["image"], row["caption"], line)
     return with_records(split_by_hash(captions.texts, val, test), captions, find(root, "Images"))
@@ -89,11 +68,11 @@ def flickr30k(root: str | Path, val: Number = 1000, test: Number = 1000) -> Spli
 
 def bar_file(path: Path) -> Captions:
     """`image| number| caption`. One row of the distributed file lacks its second bar: `2199200615.jpg| 4   A dog runs ...`."""
-    captions = Captions(f"{path.name} line")
-    for number, line in enumerate(read_lines(path)[1:], start=2):
+    captions = Captions(path)
+    for number, line in islice(plain_lines(path), 1, None):
         match = re.fullmatch(r"([^|]+)\|\s*\d+\s*(?:\||\s)(.*)", line, flags=re.DOTALL)
         if not match:
-            raise UserError(f"{path} line {number}: expected IMAGE| NUMBER| CAPTION, found {line[:60]!r}")
+            raise UserError(f"{path} line {number}: expected IMAGE| NUMBER| CAPTION, found {shown(line)}")
         captions.add(match[1].strip(), match[2].strip(), number)
     return captions
 
@@ -107,18 +86,20 @@ def karpathy(root: str | Path, file: str = "dataset*.json", images: str = "image
     folder = find(root, images)
     splits: Splits = {"train": [], "val": [], "test": []}
     for number, image in enumerate(read_json(path, "images")["images"]):
+        where = f"{path} image {number}"
         try:
-            name, split = image["filename"], image["split"]
-            captions = [sentence["raw"] for sentence in image["sentences"]]
-            lines = [sentence.get("sentid", index) for index, sentence in enumerate(image["sentences"])]
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path} image {number}: not of Karpathy's format ({error})") from None
+            name, split = checked_name(image["filename"], where), image["split"]
+            below = checked_name(f"{image.get('filepath', '')}/{name}".removeprefix("/"), where)
+            captions = [checked_caption(its["raw"], f"{where} sentence {index}") for index, its in enumerate(image["sentences"])]
+            lines = [its.get("sentid", index) for index, its in enumerate(image["sentences"])]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{where}: not of Karpathy's format ({error})") from None
         if split == "restval":
             split = "train" if restval else ""
-        if split and split not in splits:
-            raise UserError(f"{path} image {number}: split {split!r}; allowed: train, restval, val, test")
+        if split and split not in (*splits,):
+            raise UserError(f"{where}: split {shown(split)}; allowed: train, restval, val, test")
         if split:
-            record = Record(name, folder / image.get("filepath", "") / name, captions, f"{path.name} sentence", lines)
+            record = Record(name, folder / below, captions, f"{path.name} sentence", lines)
             splits[split].append(record)
     return splits
 
@@ -129,13 +110,20 @@ def coco(root: str | Path, year: int = 2014) -> Splits:
     for split in ("train", "val"):
         path = find(root, f"annotations/captions_{split}{year}.json", f"captions_{split}{year}.json")
         content = read_json(path, "images", "annotations")
-        captions = Captions(f"{path.name} annotation")
-        try:
-            names = {image["id"]: image["file_name"] for image in content["images"]}
-            for annotation in content["annotations"]:
-                captions.add(names[annotation["image_id"]], annotation["caption"], annotation["id"])
-        except (KeyError, TypeError) as error:
-            raise UserError(f"{path}: not of COCO's format (without {error})") from None
+        captions = Captions(path, "annotation")
+        names: dict[Any, str] = {}
+        items = [(kind, number, item) for kind in ("images", "annotations") for number, item in enumerate(content[kind])]
+        for kind, number, item in items:
+            where = f"{path} {kind} {number}"
+            try:
+                if kind == "annotations":
+                    captions.add(names[item["image_id"]], item["caption"], item["id"])
+                elif names.setdefault(item["id"], checked_name(item["file_name"], where)) != item["file_name"]:
+                    raise UserError(f"{where}: the id {shown(item['id'])} is another image's too")
+            except KeyError as error:
+                raise UserError(f"{where}: not of COCO's format (without {error})") from None
+            except TypeError as error:
+                raise UserError(f"{where}: not of COCO's format ({error})") from None
         splits[split] = captions.records(names.values(), find(root, f"{split}{year}", f"images/{split}{year}"))
     return splits
 
@@ -147,13 +135,13 @@ def table(root: str | Path, file: str = "captions.*", images: str = "images", va
     """
     path = find(root, file)
     rows = list(json_rows(path) if path.suffix in (".jsonl", ".json") else csv_rows(path, "image", "caption"))
-    captions = Captions(f"{path.name} line")
+    captions = Captions(path)
     chosen: dict[str, str] = {}
     for line, row in rows:
         captions.add(row["image"], row["caption"], line)
         split = row.get("split", "")
         if split not in ("", "train", "val", "test"):
-            raise UserError(f"{path} line {line}: split {split!r}; allowed: train, val, test")
+            raise UserError(f"{path} line {line}: split {shown(split)}; allowed: train, val, test")
         if chosen.setdefault(row["image"], split) != split:
             raise UserError(f"{path} line {line}: image {row['image']} is in two splits, {chosen[row['image']]!r} and {split!r}")
     if not any(chosen.values()):
@@ -168,10 +156,7 @@ def json_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number}: not JSON ({error.msg})") from None
+        row = parsed(path, line, number)
         if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("image", "caption")):
-            raise UserError(f'{path} line {number}: expected {{"image": "...", "caption": "..."}}, found {line[:60]}')
+            raise UserError(f'{path} line {number}: expected {{"image": "...", "caption": "..."}}, found {shown(line)}')
         yield number, row

@@ -1,11 +1,10 @@
 """Captions of images in anybody's file, by image id: COCO's and Karpathy's JSON, plain JSON, JSON lines, CSV, Flickr's tokens."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-from captioning.data.annotations import csv_rows, token_file
-from captioning.data.records import read_lines, read_text
+from captioning.data.annotations import token_file
+from captioning.data.files import checked_caption, csv_header, csv_rows, parsed, read_lines, read_text, shown, unwritable
 from captioning.errors import UserError
 
 IDS = ("image_id", "image", "id", "filename", "file_name")
@@ -18,15 +17,15 @@ FORMATS = (
 def read_captions(path: Path) -> dict[str, list[str]]:
     """All captions of each image, in the order of the file. Ids are strings: COCO's 42 is "42"."""
     if path.suffix == ".csv":
-        header = read_lines(path)[:1] or [""]
-        key = next((name for name in IDS if name in [cell.strip() for cell in header[0].split(",")]), "image_id")
+        header = csv_header(path)
+        key = next((name for name in IDS if name in header), "image_id")
         return grouped(path, [(f"line {line}", row, key) for line, row in csv_rows(path, key, "caption")])
     if path.suffix in (".txt", ".token"):
         return dict(token_file(path).texts)
     if path.suffix == ".jsonl":
         lines = [(number, line) for number, line in enumerate(read_lines(path), start=1) if line.strip()]
         return grouped(path, [(f"line {number}", parsed(path, line, number), None) for number, line in lines])
-    content = parsed(path, read_text(path), 1)
+    content = parsed(path, read_text(path))
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
     elif isinstance(content, dict) and isinstance(content.get("images"), list):
@@ -34,10 +33,12 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     if isinstance(content, list):
         return grouped(path, [(f"item {number}", row, None) for number, row in enumerate(content)])
     texts = {name: [its] if isinstance(its, str) else its for name, its in content.items()} if isinstance(content, dict) else {"": None}
+    result = {}
     for name, its in texts.items():
         if not (isinstance(its, list) and its and all(isinstance(text, str) for text in its)):
-            raise UserError(f"{path}: no captions at {name!r}; allowed: {FORMATS}")
-    return texts
+            raise UserError(f"{path}: no captions at {shown(name)}; allowed: {FORMATS}")
+        result[checked_id(name, str(path))] = [checked_caption(text, f"{path} image {shown(name)}") for text in its]
+    return result
 
 
 def of_karpathy(image: Any) -> list[dict[str, Any]]:
@@ -50,20 +51,11 @@ def of_karpathy(image: Any) -> list[dict[str, Any]]:
 
 def other_names(path: Path) -> dict[str, str]:
     """Further names of images -> their ids in `read_captions`: COCO's file names, and the COCO ids in Karpathy's file."""
-    content = parsed(path, read_text(path), 1) if path.suffix == ".json" else None
+    content = parsed(path, read_text(path)) if path.suffix == ".json" else None
     images = content.get("images") if isinstance(content, dict) else None
     pairs = [(image.get("file_name"), image.get("id")) for image in images or [] if isinstance(image, dict)]
     pairs += [(image.get("cocoid"), image.get("filename")) for image in images or [] if isinstance(image, dict)]
     return {str(name): str(image_id) for name, image_id in pairs if None not in (name, image_id)}
-
-
-def parsed(path: Path, text: str, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {line + error.lineno - 1}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} line {line}: not captions ({error})") from None
 
 
 def grouped(path: Path, rows: list[tuple[str, Any, str | None]]) -> dict[str, list[str]]:
@@ -72,5 +64,15 @@ def grouped(path: Path, rows: list[tuple[str, Any, str | None]]) -> dict[str, li
         key = key or (next((name for name in IDS if name in row), None) if isinstance(row, dict) else None)
         if key is None or not isinstance(row.get("caption"), str) or row[key] in (None, ""):
             raise UserError(f"{path} {where}: no image id ({', '.join(IDS)}) or no caption; allowed: {FORMATS}")
-        texts.setdefault(str(row[key]), []).append(row["caption"])
+        image_id = checked_id(row[key], f"{path} {where}")
+        texts.setdefault(image_id, []).append(checked_caption(row["caption"], f"{path} {where}"))
     return texts
+
+
+def checked_id(image_id: Any, where: str) -> str:
+    """A name or a number, which no file is read by."""
+    if not isinstance(image_id, str | int) or isinstance(image_id, bool):
+        raise UserError(f"{where}: the image id is {shown(image_id)}; a text or a whole number is needed")
+    if problem := unwritable(str(image_id)):
+        raise UserError(f"{where}: the image id holds {problem}")
+    return str(image_id)

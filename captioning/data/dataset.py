@@ -106,11 +106,12 @@ class TrainingBatches:
 
     def __init__(self, captions: TrainingCaptions, batch_size: int, *, seed: int, workers: int, rank: int = 0, world: int = 1):
         each = sum(len(texts) for _, texts in captions.items) / len(captions.items)
-        self.captions, self.batch_size, self.workers = captions, max(1, int(batch_size / each)), workers  # of items
+        self.captions, self.workers, self.together = captions, workers, batch_size * world  # captions of a step, on all ranks
+        self.items = max(world, int(self.together / each))  # of a step, likewise
         self.seed, self.rank, self.world = seed, rank, world
 
     def order(self, epoch: int) -> list[list[int]]:
-        return batches(self.captions.lengths, self.batch_size, seed=self.seed, epoch=epoch, rank=self.rank, world=self.world)
+        return batches(self.captions.lengths, self.items, seed=self.seed, epoch=epoch, rank=self.rank, world=self.world)
 
     def padding(self) -> float:
         """The share of the first epoch's tokens that are <pad>: time spent on nothing."""

@@ -1,11 +1,11 @@
 """What every reader of annotations returns, and the few things that readers share."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from captioning.data.files import checked_caption, checked_name
 from captioning.errors import UserError
 
 
@@ -28,18 +28,23 @@ Splits = dict[str, list[Record]]
 class Captions:
     """Captions collected by image in the order of the file."""
 
-    def __init__(self, source: str):
-        self.source = source
+    def __init__(self, path: Path, unit: str = "line"):
+        self.path, self.unit, self.source = path, unit, f"{path.name} {unit}"
         self.texts: dict[str, list[str]] = {}
         self.lines: dict[str, list[int]] = {}
 
-    def add(self, image_id: str, caption: str, line: int) -> None:
+    def add(self, image_id: Any, caption: Any, line: int) -> None:
+        """UserError, which names file and line, for a caption that is no text, and for a name that is not one of a file below a folder."""
+        where = f"{self.path} {self.unit} {line}"
+        if not isinstance(image_id, str) or image_id not in self.texts:
+            checked_name(image_id, where)
+        checked_caption(caption, where)
         self.texts.setdefault(image_id, []).append(caption)
         self.lines.setdefault(image_id, []).append(line)
 
     def record(self, image_id: str, path: Path) -> Record:
         if image_id not in self.texts:
-            raise UserError(f"no caption for image {image_id} in {self.source.split()[0]}: is the split file of this data set?")
+            raise UserError(f"no caption for image {image_id} in {self.path.name}: is the split file of this data set?")
         return Record(image_id, path, self.texts[image_id], self.source, self.lines[image_id])
 
     def records(self, image_ids: Iterable[str], folder: Path) -> list[Record]:
@@ -57,34 +62,6 @@ def find(root: str | Path, *names: str) -> Path:
         if "*" in name and (found := sorted(root.glob(name))):
             return found[0]
     raise UserError(f"data.root={root}: holds none of {', '.join(names)}")
-
-
-def read_text(path: Path) -> str:
-    """UTF-8, with or without a byte order mark."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line}: not UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def read_lines(path: Path) -> list[str]:
-    """Lines end at \\n alone: U+2028, form feeds and the like may stand inside a caption."""
-    text = read_text(path)
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-
-
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    try:
-        content = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} line {error.lineno}: not JSON ({error.msg})") from None
-    absent = [key for key in keys if key not in content] if isinstance(content, dict) else list(keys)
-    if absent:
-        raise UserError(f"{path}: not of the expected format, without the key {', '.join(absent)}")
-    return content
 
 
 def split_by_hash(image_ids: Iterable[str], val: float, test: float) -> dict[str, list[str]]:

@@ -9,14 +9,13 @@ from captioning.randomness import generator_for
 POOL = 50  # batches: captions are sorted by length within pools of so many batches
 
 
-def batches(lengths: Sequence[int], batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
+def batches(lengths: Sequence[int], together: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[int]]:
     """This rank's batches of caption numbers for one epoch, each of captions of like length, in a random order.
 
-    Every rank gets the same number of batches, and the ranks' batches of one step together are one batch of
-    `batch_size * world`: two processes of 32 see what one process of 64 sees. Grouping by length keeps padding
+    Every rank gets the same number of batches, and the ranks' batches of one step are one batch of `together`:
+    two processes of 32 see what one process of 64 sees. Grouping by length keeps padding
     under 4% (random batches waste about half).
     """
-    together = batch_size * world
     order = torch.randperm(len(lengths), generator=generator_for(seed, "order", epoch)).tolist()
     pools = [order[start : start + POOL * together] for start in range(0, len(order), POOL * together)]
     grouped = [sorted(pool, key=lambda index: lengths[index]) for pool in pools]

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +24,15 @@ def find_weights(name: str, weights: str) -> Path:
 def sha256(file: Path) -> str:
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Of names and numbers: equal for equal weights, wherever they lie."""
+    digest = hashlib.sha256()
+    for name, value in tensors.items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:

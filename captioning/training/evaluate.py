@@ -1,5 +1,6 @@
 """Evaluation: captions made freely, one an image, and what the metrics say of them. No metric sees a teacher-forced caption."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from captioning.models.features import ImageFeatures, Inputs
 from captioning.search import Search
 from captioning.training.distributed import World
 from captioning.training.losses import caption_losses
+
+COMMON, DISTINCT = 0.2, 0.05  # of the images: a caption more common, or fewer distinct captions, and there is an alarm
 
 
 class Evaluation(NamedTuple):
@@ -125,8 +128,12 @@ def measure(captions: Mapping[str, str], references: Mapping[str, Sequence[str]]
     return result.metrics | said
 
 
-def warning_of_collapse(metrics: Mapping[str, float]) -> str | None:
-    if metrics["most_common_share"] > 0.2 and metrics["distinct_captions"] > 0:
-        share = metrics["most_common_share"]
-        return f"one caption is given to {share:.0%} of the images: train longer, or check that the pictures reach the model"
+def warning_of_collapse(captions: Mapping[str, str]) -> str | None:
+    """Whether the pictures seem not to matter: one caption for many of them, or few captions in all."""
+    counts, images = Counter(captions.values()), len(captions)
+    advice = "train longer, or check that the pictures reach the model"
+    if images and (most := max(counts.values())) > COMMON * images:
+        return f"one caption is given to {most / images:.0%} of the images: {advice}"
+    if len(counts) < DISTINCT * images:
+        return f"{len(counts)} distinct captions for {images} images: {advice}"
     return None

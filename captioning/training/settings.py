@@ -21,7 +21,8 @@ class Settings:
     patience: stop after so many validations without a new best; 0: never.
     average: decay of an exponential moving average of the weights, which is then what is validated and kept as best; 0: none.
     scheduled_sampling: the share of input words taken from the model itself, reached linearly at the end (Bengio et al. 2015).
-    checkpoint_every: steps between checkpoints inside an epoch; 0: only after each epoch.
+    checkpoint_every: steps between checkpoints inside an epoch; 0: none by steps.
+    checkpoint_minutes: minutes between them; 0: none by time. There is one after each epoch in any case.
     samples: how many validation pictures are logged with their captions.
     """
 
@@ -37,6 +38,7 @@ class Settings:
     compile: bool = False
     deterministic: bool = False
     checkpoint_every: Whole = 0
+    checkpoint_minutes: Number = 10.0
     log_every: Count = 20
     samples: Whole = 4
 
@@ -48,6 +50,7 @@ class Progress:
     epoch: int = 0  # epochs completed
     batch: int = 0  # batches taken in the current one
     step: int = 0
+    is_due: bool = False  # the epoch's validation is
     best: float | None = None
     waited: int = 0  # validations since the best
     metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
@@ -55,12 +58,18 @@ class Progress:
         default_factory=list
     )  # of every validation: epoch, step, seconds, train_loss and its metrics
     loss: float | None = None  # in training, as last logged
+    logged: dict[str, float] = field(default_factory=dict)  # what the curve has of that step
+    window: list[float] = field(default_factory=list)  # sums since then, and of how many steps
+    skipped: int = 0  # steps that were left out: their loss or gradient was not finite
+    skipped_in_a_row: int = 0
     seconds: float = 0.0  # in training steps
     peak_memory: int = 0  # bytes: the GPU's, or the process's on a CPU
 
 
 def ended_by(settings: Settings, at: Progress) -> str | None:
     """The setting that ended the run, if it is over."""
+    if at.is_due:
+        return None
     over = {
         "trainer.epochs": at.epoch >= settings.epochs,
         "trainer.max_steps": bool(settings.max_steps and at.step >= settings.max_steps),
