@@ -9,11 +9,13 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from io import BytesIO
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import ROOT, pictures
+from PIL import Image
 
 from captioning.data import workers
 from captioning.data.dataset import ImageSource, ReferenceBatches, ReferenceImages, loader
@@ -87,8 +89,10 @@ def test_a_worker_that_dies_is_named_with_what_it_was_at(act, words, capfd):
     assert seconds < 4 and "Traceback" not in capfd.readouterr().err
 
 
-def test_a_worker_that_hangs_is_named_with_its_picture_and_killed(patience, tmp_path):
+def test_a_worker_that_hangs_is_named_with_its_picture_and_killed(patience, tmp_path, monkeypatch):
+    """It waits in the system, as for a network drive that is gone."""
     os.mkfifo(tmp_path / "2.jpg")
+    monkeypatch.setattr(Transform, "read", lambda self, path: Image.open(BytesIO(path.read_bytes())).convert("RGB"))
     folder = pictures(tmp_path, "0.jpg", "1.jpg", "3.jpg")
     records = [Record(str(row), folder / f"{row}.jpg", ["a dog"], "captions.txt", []) for row in range(4)]
     images = ReferenceImages(records, Vocabulary.build(["a dog"], 1), 5, ImageSource(Transform(size=8)))

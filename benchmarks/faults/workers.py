@@ -28,7 +28,9 @@ def same_weights(folder: Path, workers: Sequence[int] = (0, 1, 2, 4)) -> Outcome
 
 
 def dead_workers(folder: Path, patience: float | None = None) -> Outcome:
-    """A data worker is killed, exits, or hangs at a picture, in the middle of a run. patience: None for the one that users have."""
+    """A data worker is killed, exits, or hangs at a picture, inside an epoch: it is named, and what was done is saved.
+
+    patience: None for the one that users have."""
     passed, slowest, wrong = 0, 0.0, []
     for end in ENDS:
         words = [end, str(patience), *SMALL, f"data.root={folder / 'drawn'}", "data.workers=2", f"run={end}"]
@@ -40,12 +42,13 @@ def dead_workers(folder: Path, patience: float | None = None) -> Outcome:
         seconds = over - float(since)
         lines = [line for line in error.splitlines() if line.startswith("error: ")]
         named = len(lines) == 1 and f"(pid {pid})" in lines[0] and Path(picture).name in lines[0]
-        if run.returncode == 2 and named and "Traceback" not in error and seconds < SOON and is_over(run.pid):
+        saved = (folder / end / "last" / "model.safetensors").exists()
+        if run.returncode == 2 and named and "Traceback" not in error and seconds < SOON and saved and is_over(run.pid):
             passed += 1
         else:
-            wrong.append(f"{end}: exit code {run.returncode}, {error.strip()[-300:]}")
+            wrong.append(f"{end}: exit code {run.returncode}, saved: {saved}, {error.strip()[-300:]}")
         slowest = max(slowest, seconds)
-    note = "; ".join(wrong) or f"slowest {slowest:.1f} s from the fault to the program's end, 0 processes left"
+    note = "; ".join(wrong) or f"slowest {slowest:.1f} s from the fault to the program's end, its steps saved, 0 processes left"
     return Outcome(f"a data worker {', '.join(ENDS)}", len(ENDS), passed, note)
 
 
