@@ -1,0 +1,11 @@
+"""What a training run imports, so that the process from which runs are forked has it before the first of them."""
+
+import torch.utils.tensorboard
+
+import captioning.analysis.samples
+import captioning.build.compose
+import captioning.build.evaluation
+import captioning.build.features
+import captioning.build.jobs
+import captioning.build.start
+import captioning.training.trainer  # noqa: F401
