@@ -91,6 +91,7 @@ def program(folder: str, words: list[str], log: str, name: str, prepare: Prepara
     os.chdir(folder)
     os.environ["CAPTIONING_CACHE"] = str(Path(folder) / "cache")
     os.environ.pop("CAPTIONING_DEBUG", None)
+    multiprocessing.set_start_method("fork", force=True)  # as it is where nobody was forked from a server
     sys.argv = [f"{name}.py", *words]
     if prepare:
         prepare(*of)

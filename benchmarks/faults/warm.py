@@ -1,5 +1,7 @@
-"""What a training run imports, so that the process from which runs are forked has it before the first of them."""
+"""What a training run imports, so that the process from which runs are forked has it before the first of them. It must start no thread."""
 
+import torch._dynamo
+import torch.distributed
 import torch.utils.tensorboard
 
 import captioning.analysis.samples
@@ -8,4 +10,7 @@ import captioning.build.evaluation
 import captioning.build.features
 import captioning.build.jobs
 import captioning.build.start
+import captioning.models.decoders.attention
+import captioning.models.decoders.recurrent
+import captioning.models.encoders
 import captioning.training.trainer  # noqa: F401
