@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.faults.outcome import Outcome
-from benchmarks.faults.training import CNN, MODEST, Program, differences, finished
+from benchmarks.faults.training import CNN, MODEST, Program, differences
 
 BEGINS = "batches an epoch"  # is printed just before the first step, or before a checkpoint is read
 RESNET = ["encoder=resnet18", "encoder.weights=none"]
@@ -31,9 +31,7 @@ class Combination(NamedTuple):
 def combinations(count: int) -> list[Combination]:
     """The first twelve have every decoder with every precision, and each with every encoder."""
     places = range(count)
-    return [
-        Combination(list(DECODERS)[n % 4], PRECISIONS[n % 3], list(ENCODERS)[(n + n // 3) % 3], (n + n // 2) % 2 * 2) for n in places
-    ]
+    return [Combination(list(DECODERS)[n % 4], PRECISIONS[n % 3], list(ENCODERS)[(n + n // 3) % 3], (n + n // 2) % 2 * 2) for n in places]
 
 
 def kills(folder: Path, kills: int = 50) -> Outcome:

@@ -1,4 +1,4 @@
-"""Training runs that faults are done to: real processes, forked from one that has imported PyTorch already, and what two of them must share."""
+"""Runs that faults are done to: real processes, forked from one that has imported PyTorch already; and what two of them must share."""
 
 import json
 import multiprocessing
@@ -36,14 +36,24 @@ class Ended(NamedTuple):
 class Program:
     """`python train.py WORDS` (or eval.py) in `folder`, where its data and cache are."""
 
-    def __init__(self, folder: Path, words: Sequence[str], *, prepare: Preparation | None = None, of: Sequence[Any] = (), name: str = "train"):
+    def __init__(
+        self,
+        folder: Path,
+        words: Sequence[str],
+        *,
+        prepare: Preparation | None = None,
+        of: Sequence[Any] = (),
+        name: str = "train",
+    ):
         """prepare: called with `of` in the new process, before its program begins: what puts a fault in its way."""
         self.log = folder / f"{time.monotonic_ns()}.log"
         self.log.touch()
         context = multiprocessing.get_context("forkserver")  # PyTorch takes longer to import than these runs to train
         context.set_forkserver_preload(["benchmarks.faults.warm"])
         os.environ["PYTHONPATH"] = str(ROOT)  # for the process that is forked from
-        self.process: BaseProcess = context.Process(target=program, args=(str(folder), list(words), str(self.log), name, prepare, tuple(of)))
+        self.process: BaseProcess = context.Process(
+            target=program, args=(str(folder), list(words), str(self.log), name, prepare, tuple(of))
+        )
         self.process.start()
 
     @property

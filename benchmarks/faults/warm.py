@@ -1,5 +1,7 @@
 """What a training run imports, so that the process from which runs are forked has it before the first of them. It must start no thread."""
 
+# ruff: noqa: F401
+
 import torch._dynamo
 import torch.distributed
 import torch.utils.tensorboard
@@ -13,4 +15,4 @@ import captioning.build.start
 import captioning.models.decoders.attention
 import captioning.models.decoders.recurrent
 import captioning.models.encoders
-import captioning.training.trainer  # noqa: F401
+import captioning.training.trainer
