@@ -122,7 +122,7 @@ def wait_in(place: str) -> None:
     from captioning.training.signals import Signals
 
     noted: list[int] = []
-    note, judge, evaluate, save = Signals.note, Guard.step, Evaluator.__call__, checkpoint.save_file
+    note, begin, evaluate, save = Signals.note, Guard.remember, Evaluator.__call__, checkpoint.save_file
 
     def noting(self, number, frame):
         note(self, number, frame)
@@ -136,10 +136,10 @@ def wait_in(place: str) -> None:
 
     steps = iter(range(1, 100))
 
-    def waiting_step(self, *arguments):
+    def waiting_step(self):
         if next(steps) == STEP:
             wait()
-        return judge(self, *arguments)
+        return begin(self)
 
     def waiting_evaluation(self, *arguments):
         wait()
@@ -152,7 +152,7 @@ def wait_in(place: str) -> None:
 
     Signals.note = noting
     if place == "step":
-        Guard.step = waiting_step
+        Guard.remember = waiting_step
     elif place == "validation":
         Evaluator.__call__ = waiting_evaluation
     else:
