@@ -25,7 +25,9 @@ NOBODY = 65534
 EVENTS = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.scandir", "os.listdir", "shutil.rmtree"}
 
 
-def saves(folder: Path, points: int = 20, writing: int = 3, refusals: tuple[str, ...] = ("full", "read-only", "I/O error")) -> Outcome:
+def saves(
+    folder: Path, points: int = 20, writing: int = 3, refusals: tuple[str, ...] = ("full", "full for the curve", "read-only", "I/O error")
+) -> Outcome:
     """points: kills spread over all events of the saves; writing: kills from outside while tensors are written."""
     folder.chmod(0o755)
     finished(folder, [*WORDS, "run=truth"])
@@ -46,7 +48,7 @@ def saves(folder: Path, points: int = 20, writing: int = 3, refusals: tuple[str,
         problems[f"in the writing of tensors, {number}"] = ([] if program.kill() else ["was over"]) + unreadable(run) + goes_on(folder, run)
     how = ""
     for name in refusals:
-        run = copied(begun, folder / name.replace("/", "-").replace(" ", "-"))
+        run = copied(begun, folder / name.replace("/", "").replace(" ", "-"))
         if name == "full":
             how, ended = fill(folder, run)
         else:
@@ -240,7 +242,20 @@ def limit_files(size: int) -> None:
     before_save(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)))
 
 
-REFUSALS = {"read-only": forbid, "I/O error": fail_to_flush}
+def fail_to_log() -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, records = RecordWriter.write, iter(range(1, 1000))
+
+    def failing(self, data):
+        if next(records) > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, data)
+
+    RecordWriter.write = failing
+
+
+REFUSALS = {"read-only": forbid, "I/O error": fail_to_flush, "full for the curve": fail_to_log}
 
 
 # A full disk
