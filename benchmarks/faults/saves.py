@@ -248,7 +248,7 @@ def fail_to_log() -> None:
     write, records = RecordWriter.write, iter(range(1, 1000))
 
     def failing(self, data):
-        if next(records) > 10:
+        if next(records) > 5:  # two stand at the head of the file
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(self, data)
 
