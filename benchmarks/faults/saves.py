@@ -94,10 +94,8 @@ def goes_on(folder: Path, run: Path) -> list[str]:
 
 def refused(run: Path, ended: Ended) -> list[str]:
     """One sentence, exit code 2, and the checkpoint before as it was."""
-    errors = [line for line in ended.text.splitlines() if line.startswith("error: ")]
-    right = (
-        ended.code == 2 and len(errors) == 1 and ended.text.splitlines()[-1] == errors[0] and "checkpoint cannot be written" in errors[0]
-    )
+    *before, error = ended.text.splitlines()
+    right = ended.code == 2 and error.startswith("error: ") and "cannot be written (" in error and before[-1].startswith("resuming ")
     step = json.loads((run / "last" / "state.json").read_text())["progress"]["step"]
     problems = [] if right else [f"exit code {ended.code}: {ended.text[-400:]}"]
     return problems + ([] if step == BEGIN - 5 else [f"the checkpoint is of step {step}"])
