@@ -20,6 +20,7 @@ from captioning.errors import UserError
 WORDS = [*MODEST, *CNN, "data.root=drawn", "logger=none", "trainer.samples=0"]
 LSTM, MORE = "decoder=lstm", "trainer.epochs=3"  # of 2: the run would go on
 FILES = [("last", name) for name in ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")]
+LIES = [(b'"epoch": 2,', b'"epoch": 3,'), (b'"together": 16', b'"together": 17')]  # flips of one bit, that say: finished; another batch
 FILES += [("best", name) for name in ("model.safetensors", "state.json", "manifest.json")]
 
 
@@ -35,6 +36,11 @@ def damage(folder: Path, flips: int = 100, cuts: int = 20) -> Outcome:
             content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)
         problems[f"flip {number} in {place}/{name}"] = found(run, place, name)
         restore(run / place / name)
+    for before, after in LIES:
+        with changed(run / "last" / "state.json") as content:
+            content[:] = content.replace(before, after, 1)
+        problems[f"{before.decode()} -> {after.decode()}"] = found(run, "last", "state.json")
+        restore(run / "last" / "state.json")
     for number in range(cuts + len(FILES)):
         place, name = FILES[number % len(FILES)]
         with changed(run / place / name) as content:
