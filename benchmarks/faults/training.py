@@ -1,5 +1,6 @@
 """Runs that faults are done to: real processes, forked from one that has imported PyTorch already; and what two of them must share."""
 
+import io
 import json
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,6 +116,19 @@ def finished(folder: Path, words: Sequence[str], **more: Any) -> str:
     if ended.code:
         raise AssertionError(f"exit code {ended.code} of {' '.join(words)}: {ended.text}")
     return ended.text
+
+
+def trainer_of(folder: Path, words: Sequence[str]) -> Any:
+    """The Trainer of `python train.py WORDS`, in this process; not started."""
+    from captioning.build.compose import as_dict, composed
+    from captioning.build.jobs import Training
+    from captioning.build.schema import check
+    from captioning.training.distributed import open_world
+
+    config = as_dict(composed("train", [*words, f"data.root={folder / 'drawn'}"]))
+    check(config)
+    with redirect_stdout(io.StringIO()):
+        return Training(config).trainer(open_world("cpu"))
 
 
 # Comparing
