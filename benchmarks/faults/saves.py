@@ -122,8 +122,8 @@ def watch(event: Callable[[str], None]) -> None:
         write_tensors(tensors, file)
         halved(file, file.read_bytes())
 
-    def writing_text(self, text, *arguments, **more):
-        return halved(self, text.encode()) if inside[0] else write_text(self, text, *arguments, **more)
+    def writing_text(self: Path, data: str, *arguments: Any, **more: Any) -> int:
+        return halved(self, data.encode()) if inside[0] else write_text(self, data, *arguments, **more)
 
     def halved(file: Path, content: bytes) -> int:
         with open(file, "wb") as target:

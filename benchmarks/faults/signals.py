@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.programs import ROOT, is_over, program
@@ -95,13 +96,13 @@ def hang_in_step() -> None:
 
     judge, steps = Guard.step, iter(range(1, 100))
 
-    def hanging(self, *arguments):
+    def hanging(*arguments: Any, **more: Any):
         if next(steps) == STEP + 1:
             print("HERE", flush=True)
             until = time.monotonic() + PATIENCE
             while time.monotonic() < until:
                 time.sleep(0.01)
-        return judge(self, *arguments)
+        return judge(*arguments, **more)
 
     Guard.step = hanging
 
@@ -141,9 +142,9 @@ def wait_in(place: str) -> None:
             wait()
         return begin(self)
 
-    def waiting_evaluation(self, *arguments):
+    def waiting_evaluation(*arguments: Any, **more: Any):
         wait()
-        return evaluate(self, *arguments)
+        return evaluate(*arguments, **more)
 
     def waiting_save(tensors, file):
         save(tensors, file)
