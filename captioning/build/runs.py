@@ -155,7 +155,7 @@ def refuse_other_batches(path: Path, before: int, now: int) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     try:
         together = checkpoint.load_state(checkpoint.find(path / "last") or path / "last")["together"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         together = before * processes  # nothing was trained yet; or it is damaged, which will be said
     if now * processes != together:
         right = f"data.batch_size={together // processes} does it" if together % processes == 0 else f"{processes} processes cannot"
@@ -170,7 +170,7 @@ def ending(path: Path, settings: Settings) -> tuple[Progress, str | None]:
     folder = checkpoint.find(path / "last")
     try:
         at = Progress(**checkpoint.load_state(folder)["progress"]) if folder else Progress()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError, TypeError):
         return Progress(), None  # damaged: who goes on from it will say so
     return at, ended_by(settings, at)
 

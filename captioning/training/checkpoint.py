@@ -1,5 +1,6 @@
 """Checkpoints: a folder written aside, made safe, checked by SHA-256 and moved into place. Tensors and JSON: nothing in it can run code."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -126,7 +127,15 @@ def newest_whole(folder: Path, *names: str) -> tuple[Path | None, str]:
 
 
 def load_state(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "state.json").read_text())
+    """Also of a checkpoint that nobody has verified: to be finished, say, must be no flipped bit. Raises UserError."""
+    try:
+        content = (folder / "state.json").read_bytes()
+        state, written = json.loads(content), json.loads((folder / "manifest.json").read_text())["state.json"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}: not a whole checkpoint ({error})") from None
+    if hashlib.sha256(content).hexdigest() != written:
+        raise UserError(f"{folder}: damaged since it was written: state.json")
+    return state
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:

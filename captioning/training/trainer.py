@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Trainer:
         self.open_logger()
         forget_peak(self.world.device)
         evaluation = None
-        with self.signals:
+        with self.signals, closing(self.logger):
             while not self.is_finished:
                 try:
                     if not at.is_due:
@@ -99,7 +100,6 @@ class Trainer:
                 else:
                     if self.gives_up(at):
                         break
-        self.logger.close()
         return evaluation
 
     @property
