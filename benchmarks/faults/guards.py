@@ -105,7 +105,7 @@ def wrongly_told(trainer: Any, text: str, spoil: Callable[[Any], None]) -> list[
     what = "the gradient" if spoil is infinite_gradient else "the loss"
     ids = [batch.image_ids for batch in trainer.batches.epoch(0)]
     steps = SPOILT[:1] if spoil is poisoned_sample else SPOILT
-    expected = [f"warning: step {step}: {what} is not finite; the step is left out. Its images: {', '.join(ids[step])}" for step in steps]
+    expected = [f"warning: step {step + 1}: {what} is not finite; the step is left out. Its images: {', '.join(ids[step])}" for step in steps]
     return [] if skipped == len(steps) and warnings == expected else [f"{skipped} left out, said {warnings}"]
 
 
