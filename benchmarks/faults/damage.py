@@ -161,6 +161,10 @@ def fallen_back(folder: Path, name: str) -> list[str]:
     with changed(folder / "taken" / "last" / name) as content:
         content[len(content) // 2] ^= 4
     (folder / "taken" / "last" / f"{name}.whole").unlink()
-    text = finished(folder, [*WORDS, LSTM, MORE, "run=taken"])
-    said = [line for line in text.splitlines() if line.startswith("warning: taken/last: ") and "going on from the one before it" in line]
-    return ([] if len(said) == 1 else [f"said {text[-300:]}"]) + differences(folder / "truth", folder / "taken")
+    ended = Program(folder, [*WORDS, LSTM, MORE, "run=taken"]).end()
+    if ended.code:
+        return [f"exit code {ended.code}: {ended.text[-300:]}"]
+    said = [
+        line for line in ended.text.splitlines() if line.startswith("warning: taken/last: ") and "going on from the one before it" in line
+    ]
+    return ([] if len(said) == 1 else [f"said {ended.text[-300:]}"]) + differences(folder / "truth", folder / "taken")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from benchmarks.faults.kills import DECODERS
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.training import CNN, MODEST, differences, trainer_of
+from captioning.errors import UserError
 
 STEPS, SPOILT, KILLED = 10, (2, 3), 6  # of these, counted from 0; a checkpoint is there after the fifth
 WORDS = [
@@ -32,8 +33,13 @@ def guards(folder: Path, decoders: tuple[str, ...] = ("lstm", "gru", "attention"
         for name in faults or FAULTS:
             spoil = FAULTS[name]
             precision = ["trainer.precision=fp16"] if spoil is overflow else []
-            whole, text = trained(folder, [*WORDS, *DECODERS[decoder], *precision], f"{decoder}-{name}", spoil)
-            killed, _ = trained(folder, [*WORDS, *DECODERS[decoder], *precision], f"{decoder}-{name}-killed", spoil, KILLED)
+            words = [*WORDS, *DECODERS[decoder], *precision]
+            try:
+                whole, text = trained(folder, words, f"{decoder}-{name}", spoil)
+                killed, _ = trained(folder, words, f"{decoder}-{name}-killed", spoil, KILLED)
+            except UserError as error:
+                problems[f"{name}, {decoder}"] = [f"ended: {error}"]
+                continue
             its = [f"not finite: {place}" for place in not_finite(whole) + not_finite(killed)]
             its += differences(whole.run, killed.run)
             its += wrongly_told(whole, text, spoil)
@@ -105,7 +111,9 @@ def wrongly_told(trainer: Any, text: str, spoil: Callable[[Any], None]) -> list[
     what = "the gradient" if spoil is infinite_gradient else "the loss"
     ids = [batch.image_ids for batch in trainer.batches.epoch(0)]
     steps = SPOILT[:1] if spoil is poisoned_sample else SPOILT
-    expected = [f"warning: step {step + 1}: {what} is not finite; the step is left out. Its images: {', '.join(ids[step])}" for step in steps]
+    expected = [
+        f"warning: step {step + 1}: {what} is not finite; the step is left out. Its images: {', '.join(ids[step])}" for step in steps
+    ]
     return [] if skipped == len(steps) and warnings == expected else [f"{skipped} left out, said {warnings}"]
 
 
