@@ -13,6 +13,7 @@ from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
 
 from benchmarks.__main__ import ROWS
+from benchmarks.reliability import ROWS as FAULTS
 from captioning import cli, commands
 from captioning.analysis import results
 from captioning.build import program as program_module
@@ -55,6 +56,8 @@ def test_every_command_of_the_documents_is_understood(command, monkeypatch):
         cli.main(words[1:])
         for overrides in (vars(options).get("overrides", []) for options in seen):
             check(as_dict(composed("train", overrides)))
+    elif words[:3] == ["python", "-m", "benchmarks.reliability"]:
+        assert set(words[3:]) <= set(FAULTS)
     elif words[:3] == ["python", "-m", "benchmarks"]:
         rows = [word for before, word in itertools.pairwise(words[2:]) if "--" not in before + word]
         assert all(fnmatch.filter(ROWS, row) for row in rows)
