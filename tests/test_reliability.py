@@ -245,6 +245,12 @@ def sign(folder):
     (folder / "manifest.json").write_text(checkpoint.manifest_text({file.name: checkpoint.sha256(file) for file in files}))
 
 
+def test_a_checkpoints_files_have_the_permissions_of_new_files(two):
+    modes = {path.stat().st_mode & 0o777 for path in two[0].rglob("*.*") if path.is_file()}
+    (two[0] / "new").touch()
+    assert modes == {(two[0] / "new").stat().st_mode & 0o777}
+
+
 def test_a_pickle_under_a_checkpoints_name_is_never_opened(two, tmp_path, monkeypatch):
     run, again = two
     proof = tmp_path / "proof"

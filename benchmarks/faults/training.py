@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -158,6 +159,7 @@ def curve(run: Path) -> dict[str, list[tuple[int, float]]]:
     """As TensorBoard shows it, without what is measured by the clock."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it tells of every restart
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
     names = [name for name in events.Tags()["scalars"] if "per_second" not in name]
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from yaml import YAMLError
 
 import captioning
@@ -131,7 +131,7 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
 
 
 def save_weights(encoder: Encoder, file: Path) -> None:
-    save_file(checkpoint.apart(encoder.state_dict()), file)
+    checkpoint.write_tensors(encoder.state_dict(), file)
 
 
 def refuse_another(path: Path, config: dict[str, Any]) -> None:

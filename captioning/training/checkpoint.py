@@ -30,7 +30,7 @@ def save(folder: Path, *, tensors: Mapping[str, dict[str, Tensor]], state: dict[
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         for name, group in tensors.items():
-            save_file(apart(group), new / f"{name}.safetensors")
+            write_tensors(group, new / f"{name}.safetensors")
         (new / "state.json").write_text(json.dumps(state, indent=1))
         (new / "manifest.json").write_text(manifest_text({file.name: sha256(file) for file in sorted(new.iterdir())}))
         for path in (*new.iterdir(), new):
@@ -59,6 +59,14 @@ def tidy(folder: Path, *, keep_before: bool) -> None:
     shutil.rmtree(new, ignore_errors=True)
     if folder.exists() and not keep_before:
         shutil.rmtree(before, ignore_errors=True)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """With the permissions that new files have here: safetensors would let nobody else read it."""
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(apart(tensors), file)
+    file.chmod(mode)
 
 
 def manifest_text(manifest: dict[str, str]) -> str:
