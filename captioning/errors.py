@@ -1,10 +1,13 @@
 """The one error a user sees: a sentence that names the key or file, the value and what is allowed."""
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from types import FrameType
 
 
 class UserError(Exception):
@@ -27,22 +30,34 @@ class MachineError(UserError):
     """A file that cannot be read may be whole: the disk or the memory failed, and another try may succeed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """By SIGTERM, which ends a program as Ctrl-C does: locks are freed, and processes begun by it are ended."""
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn a UserError into one line and exit code 2, an interruption into one and 75 or 130 (without a checkpoint);
-    `CAPTIONING_DEBUG=1` shows the traceback instead."""
+    """Turn a UserError into one line and exit code 2, an interruption into one and 75 where there is a checkpoint, else 130 (SIGINT) or
+    143 (SIGTERM); `CAPTIONING_DEBUG=1` shows the traceback instead."""
+    listens = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if listens:
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
-    except KeyboardInterrupt as error:
+    except (UserError, KeyboardInterrupt) as error:
         if os.environ.get("CAPTIONING_DEBUG"):
             raise
+        if isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
         print(error if isinstance(error, Stopped) else "interrupted", file=sys.stderr)
-        sys.exit(75 if isinstance(error, Stopped) else 130)
-    except UserError as error:
-        if os.environ.get("CAPTIONING_DEBUG"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(75 if isinstance(error, Stopped) else 143 if isinstance(error, Interrupted) else 130)
+    finally:
+        if listens:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ class Sample:
             ended = (token == EOS) | (token == PAD)
             logits, state = step(token, state)
             likely = truncated(logits.float() / self.temperature, self.top_k, self.top_p)
-            token = torch.multinomial(likely.softmax(dim=-1), 1, generator=draws)[:, 0].masked_fill(ended, PAD)
+            token = draw(likely, draws).masked_fill(ended, PAD)
             own = logits.float().log_softmax(dim=-1).gather(1, token[:, None])[:, 0]
             score = score + own.masked_fill(ended, 0)
             tokens.append(token)
@@ -44,6 +44,11 @@ class Sample:
         scores, order = score.unflatten(0, (-1, self.samples)).sort(dim=1, descending=True, stable=True)
         found = torch.stack(tokens, dim=1).unflatten(0, (-1, self.samples))  # (B, K, T)
         return Hypotheses(found.gather(1, order[:, :, None].expand_as(found)), scores)
+
+
+def draw(logits: Tensor, draws: torch.Generator | None = None) -> Tensor:
+    """(B, V) -> (B,) a word each. Where logits are not finite any word: the loss of it is not finite either, and says so."""
+    return torch.multinomial(logits.softmax(dim=-1).nan_to_num(nan=1.0), 1, generator=draws)[:, 0]
 
 
 @dataclass(frozen=True)

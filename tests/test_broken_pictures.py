@@ -199,6 +199,27 @@ def test_a_failing_disk_is_no_broken_picture(own, monkeypatch):
         read_splits(data_of(own, "skip"), settings(own), ALONE, "train")
 
 
+def test_a_picture_for_which_there_was_no_memory_is_no_broken_one(own, monkeypatch):
+    def none_left(*arguments, **more):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", none_left)
+    with pytest.raises(MachineError, match="no memory left"):
+        read_splits(data_of(own, "skip"), settings(own), ALONE, "train")
+    monkeypatch.undo()
+    monkeypatch.setenv("CAPTIONING_CACHE", str(own.parent / "cache"))
+    assert set(read_splits(data_of(own, "skip"), settings(own), ALONE, "train")[1]["train"].reasons) == {"t1.png", "t4.png"}
+
+
+def test_an_image_that_a_list_names_twice_is_counted_once(own, capsys):
+    from captioning.data.annotations import table
+
+    twice = {split: [*records, *records] for split, records in table(own).items()}
+    data = Data(lambda: twice, Transform(16), str(own), broken="skip")
+    broken = read_splits(data, settings(own), ALONE, "val")[1]["val"]
+    assert (broken.images, set(broken.reasons)) == (3, {"v0.png"}) and "1 of 3 val images" in capsys.readouterr().out
+
+
 def test_a_split_without_one_good_picture_is_refused(own):
     for path in (own / "images").glob("v*.png"):
         path.write_text("broken")
@@ -253,6 +274,15 @@ def test_a_run_whose_broken_pictures_are_others_by_now_is_refused(policy, own, t
     Image.new("RGB", (8, 8)).save(own / "images" / "t1.png")  # mended
     with pytest.raises(UserError, match="was trained with other images or captions"):
         trained(own, run, f"data.broken={policy}", "trainer.max_steps=4")
+
+
+@pytest.mark.parametrize("policy", ["skip", "replace"])
+def test_a_run_that_would_be_validated_on_other_pictures_by_now_is_refused(policy, own, tmp_path):
+    """Else the best of its checkpoints would be that of two denominators."""
+    trained(own, tmp_path / "run", f"data.broken={policy}")
+    (own / "images" / "v1.png").write_bytes(b"broken by now")
+    with pytest.raises(UserError, match="was trained with other images or captions"):
+        trained(own, tmp_path / "run", f"data.broken={policy}", "trainer.max_steps=3")
 
 
 def test_extract_takes_the_policy_too(own, capsys):

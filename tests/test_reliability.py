@@ -9,25 +9,21 @@ import threading
 import pytest
 import torch
 from conftest import SMALL
+from safetensors import SafetensorError
 from test_training import ATTENTION, Killed, kill_after, same, weights
 
-from captioning.errors import Stopped, UserError
+from benchmarks.faults.training import curve
+from captioning.build.runs import load_run
+from captioning.errors import Stopped, UserError, plain_errors
 from captioning.training import checkpoint
+from captioning.training.distributed import World
 from captioning.training.evaluate import warning_of_collapse
 from captioning.training.guard import IN_A_ROW
 from captioning.training.settings import Progress
+from captioning.training.trainer import Asked
 
 LSTM = ["decoder=lstm", *SMALL, "trainer.samples=0"]
 EVERY = {"lstm": LSTM, "gru": ["decoder=gru", *SMALL, "trainer.samples=0"], "attention": [*ATTENTION, "trainer.samples=0"]}
-
-
-def curve(run):
-    """{name: [(step, value)]} of TensorBoard, as its own reader shows it; without what is measured by the clock."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    names = [name for name in events.Tags()["scalars"] if "per_second" not in name]
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in names}
 
 
 # Resume
@@ -161,6 +157,46 @@ def test_whoever_listened_before_is_asked_after_the_checkpoint_and_may_let_the_r
     assert heard == [(signal.SIGUSR2, True)] and trainer.progress.epoch == 1
 
 
+def test_a_signal_in_the_last_save_ends_the_sweep_that_the_run_is_one_of(train, monkeypatch):
+    trainer = train(*LSTM, "trainer=smoke")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stop_in_save(signal.SIGTERM))
+        with pytest.raises(Stopped, match="stopped by SIGTERM at epoch 1, step 2"):
+            trainer.fit()
+    assert train(*LSTM, "trainer=smoke").fit() is None  # it was finished all the same
+
+
+def test_of_two_signals_both_are_obeyed(train):
+    """Slurm sends SIGTERM with the signal that submitit requeues by, and submitit lets SIGTERM pass."""
+    heard, numbers = [], (signal.SIGTERM, signal.SIGUSR2)
+    trainer = train(*LSTM, "trainer=smoke")
+    for number in numbers:
+        stop_in_step(trainer, number, at=0)
+    before = {number: signal.signal(number, lambda its, frame: heard.append(its)) for number in numbers}
+    try:
+        assert trainer.fit() is not None
+    finally:
+        for number in numbers:
+            signal.signal(number, before[number])
+    assert sorted(heard) == sorted(numbers)
+
+
+def test_sigterm_where_there_is_nothing_to_keep_ends_a_program_as_ctrl_c_does(capsys):
+    with pytest.raises(SystemExit) as exit, plain_errors():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert exit.value.code == 143 and capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_ranks_validate_together_and_none_leaves_the_others(train):
+    trainer = train(*LSTM, "trainer=smoke")
+    trainer.signals.received = [signal.SIGTERM]
+    with pytest.raises(Asked):
+        trainer.unless_asked(lambda images: None)(1)
+    trainer.world = World(trainer.world.device, size=2)
+    trainer.unless_asked(lambda images: None)(1)
+
+
 def test_a_second_sigint_is_the_systems_own(train):
     trainer = train(*LSTM, "trainer.epochs=1")
     take, second = trainer.step.guard.step, []
@@ -219,6 +255,31 @@ def test_a_damaged_last_falls_back_to_the_one_before_and_says_so(two, file, caps
     told = capsys.readouterr().out.split("warning: ")[1].split("going on from the one before it")[0]
     assert "last: " in told and (file in told or file == "manifest.json")
     assert len(trainer.progress.history) == 1 and sorted(path.name for path in run.glob("last*")) == ["last", "last.before"]
+    checkpoint.verify(run / "last.before", "model")
+
+
+def test_after_a_fallback_too_there_is_a_whole_checkpoint_at_every_moment(two):
+    run, again = two
+    (run / "last" / "model.safetensors").write_bytes(b"")
+    trainer = again()
+    trainer.keeper.resume()
+    assert checkpoint.newest_whole(run / "last")[0] == run / "last.before" and not (run / "last").exists()
+
+
+def test_a_best_checkpoint_that_cannot_be_read_is_refused_and_no_other_taken(finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "copy")
+    (run / "best" / "manifest.json").unlink()
+    with pytest.raises(UserError, match="best: not a whole checkpoint"):
+        load_run(run, torch.device("cpu"))
+
+
+def test_a_disk_too_full_for_the_frozen_encoder_is_one_sentence(train, monkeypatch):
+    def full(*arguments):
+        raise SafetensorError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="cannot be written .*no space left"):
+        train("encoder=resnet18", "encoder.weights=none", "features=off", *LSTM)
 
 
 def test_where_both_are_damaged_the_run_is_refused(two):
@@ -312,16 +373,18 @@ def poisoned(trainer, steps, how):
 def test_a_step_that_is_not_finite_never_reaches_the_weights(train, capsys, how, optimizer, decoder):
     chosen = ["optimizer.fused=false"] if optimizer == "adam-plain" else [f"optimizer={optimizer}"]
     trainer = train(*EVERY[decoder], *chosen, "trainer.max_steps=5", "trainer.average=0.9")
-    spoilt, kept, take = poisoned(trainer, 2, how), [], trainer.step.guard.step
+    spoilt, kept, averages, take = poisoned(trainer, 2, how), [], [], trainer.step.guard.step
 
     def watched(*arguments):
-        before = weights(trainer)
+        before, average = weights(trainer), {name: value.clone() for name, value in trainer.step.average.average.items()}
+        averages.append(average)
         is_bad = take(*arguments)
         kept.append((bool(is_bad), same(weights(trainer), before)))
         return is_bad
 
     trainer.step.guard.step = watched
     trainer.fit()
+    assert same(averages[2], averages[3]) and same(averages[3], averages[4]) and not same(averages[1], averages[2])
     assert spoilt == [2, 3] and kept == [(False, False)] * 2 + [(True, True)] * 2 + [(False, False)]
     assert all(value.isfinite().all() for memory in trainer.step.optimizer.state.values() for value in memory.values() if value is not None)
     assert all(value.isfinite().all() for value in (*weights(trainer).values(), *trainer.step.average.average.values()))
@@ -344,6 +407,18 @@ def test_a_skipped_step_is_as_if_its_batch_had_not_been(train, tmp_path):
         losses.append(plain.step([batches[number]], plain.progress).means[0])
     assert same(weights(trainer), weights(plain))
     assert curve(trainer.run)["train/loss"] == [(4, (sum(losses) / 3).item())] and curve(trainer.run)["train/skipped_steps"] == [(4, 1.0)]
+
+
+@pytest.mark.parametrize("loss", ["sampling", "scst", "greedy"])
+def test_a_poisoned_picture_is_found_also_where_words_are_drawn_from_it(train, capsys, loss):
+    chosen = {"sampling": ["trainer.scheduled_sampling=1.0"], "scst": ["loss=scst"], "greedy": ["loss=scst", "loss.baseline=greedy"]}[loss]
+    trainer = train(*LSTM, *chosen, "trainer.max_steps=9")
+    batch = next(trainer.batches.epoch(0))
+    batch.images[1] = float("nan")
+    trainer.progress.step, before = 5, weights(trainer)
+    trainer.model.train()
+    taken = trainer.step([batch], trainer.progress)
+    assert taken.is_bad and same(weights(trainer), before) and batch.image_ids[1] in capsys.readouterr().out
 
 
 def test_one_poisoned_picture_spoils_neither_weights_nor_running_statistics(train):

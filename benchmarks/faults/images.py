@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,7 +130,8 @@ def skipped_by_policy(folder: Path, made: list[Path]) -> set[str]:
 
     records = [Record(path.name, path, ["a caption"], "made line", [1]) for path in [*made, folder / "good.jpg"]]
     data = Data(lambda: {"train": records}, Transform(zoom=1.0), str(folder), broken="skip")  # zoom=1: every pixel is read, as above
-    _, broken = read_splits(data, CacheSettings(str(folder / "cache")), World(torch.device("cpu")), "train")
+    with redirect_stdout(io.StringIO()):
+        _, broken = read_splits(data, CacheSettings(str(folder / "cache")), World(torch.device("cpu")), "train")
     return set(broken["train"].reasons)
 
 

@@ -23,7 +23,7 @@ MODEST = [
     "trainer.epochs=2", "trainer.log_every=3", "trainer.checkpoint_every=5", "trainer.samples=1",
 ]  # fmt: skip
 CNN = ["encoder=cnn", "encoder.channels=16"]
-FILES = ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors")
+FILES = ("last/model.safetensors", "last/optimizer.safetensors", "best/model.safetensors")  # `average` is what `best` is of
 OF_THE_CLOCK = ("seconds", "peak_memory")
 Preparation = Callable[..., None]
 

@@ -24,7 +24,9 @@ def same_weights(folder: Path, workers: Sequence[int] = (0, 1, 2, 4)) -> Outcome
         file = folder / f"r{count}" / "last" / "model.safetensors"
         files.append(file.read_bytes() if run.returncode == 0 else error.encode())
     same = sum(content == files[0] for content in files)
-    return Outcome(f"same config and seed, data.workers={','.join(map(str, workers))}", len(files), same, f"{len(set(files))} results")
+    return Outcome(
+        f"same config and seed, data.workers={','.join(map(str, workers))}", len(files), same, f"{len(set(files))} different results"
+    )
 
 
 def dead_workers(folder: Path, patience: float | None = None) -> Outcome:

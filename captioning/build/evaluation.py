@@ -101,8 +101,8 @@ def digest_of(run: Path) -> str | None:
     """Of the checkpoint that an evaluation takes."""
     from captioning.training import checkpoint
 
-    folder = checkpoint.find(run / "best") or checkpoint.find(run / "last")
-    return checkpoint.sha256(folder / "manifest.json")[:16] if folder else None
+    folder = checkpoint.chosen(run)
+    return checkpoint.sha256(folder / "manifest.json")[:16] if folder and (folder / "manifest.json").exists() else None
 
 
 def read_evaluated(run: Path) -> "results.Evaluated":

@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from captioning.build.compose import as_dict, composed
 from captioning.build.schema import check
-from captioning.errors import UserError
+from captioning.errors import Requeued, UserError
 from captioning.kinds import Count, Whole
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def attempt(study: "optuna.Study", trial: "optuna.Trial", run: Path, given: list
             at, over = ending(run, training.settings)
         if at.best is None or not math.isfinite(at.best):
             raise UserError(f"trainer.monitor={training.settings.monitor}: is {at.best}")
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Requeued):
         raise
     except BaseException as error:
         is_plain = isinstance(error, UserError)

@@ -121,7 +121,7 @@ def node_in_words(node: dict[str, Any]) -> str:
 
 def parameters(path: Path) -> dict[str, int]:
     """Numbers in the checkpoint, and in the frozen encoder's file, from the headers alone."""
-    folder = checkpoint.find(path / "best") or checkpoint.find(path / "last")
+    folder = checkpoint.chosen(path)
     files = {"trained": folder / "model.safetensors" if folder else None, "frozen": path / "encoder.safetensors"}
     return {kind: numbers_in(file) if file and file.is_file() else 0 for kind, file in files.items()}
 

@@ -74,7 +74,8 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
 def identity_of(config: dict[str, Any], vocabulary: Vocabulary, weights: str | None) -> dict[str, Any]:
     """What a checkpoint is of, as it keeps it itself: folders get copied. weights: what tells a frozen encoder's weights from others."""
     words = f"{len(vocabulary)} words, {vocabulary.digest[:12]}"
-    return {"format": FORMAT, "vocabulary": words, "encoder weights": weights} | flat({key: config[key] for key in ("encoder", "decoder")})
+    about = {"format": FORMAT, "vocabulary": words, "encoder weights": weights, "optimizer": config["optimizer"]["_target_"]}
+    return about | flat({key: config[key] for key in ("encoder", "decoder")})
 
 
 def prepare(
@@ -90,7 +91,7 @@ def prepare(
 
     weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file. broken: what `data.broken` did.
     """
-    used = [(record.image_id, record.captions) for record in splits["train"]] + stand_ins(broken)
+    used = [(record.image_id, record.captions) for split in ("train", "val") for record in splits[split]] + stand_ins(broken)
     data = hashlib.sha256(repr(used).encode()).hexdigest()
     if (path / "config.yaml").exists():
         before = read_env(path)
@@ -111,14 +112,16 @@ def prepare(
         about = environment() | {"data": data, "encoder": weights, "files": {file.name: checkpoint.sha256(file) for file in files}}
         about["broken"] = {split: its._asdict() for split, its in broken.items()}
         (path / "env.json").write_text(json.dumps(about, indent=1) + "\n")
+        for file in (*files, path / "env.json"):
+            checkpoint.flush(file)
     except OSError as error:
-        raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"run={path}: cannot be written ({error.strerror or error})") from None
     write_config(path, config)  # last: what has a config is a run
 
 
 def stand_ins(broken: Mapping[str, Broken]) -> list[str]:
-    """Training images that are shown as a grey picture: to train on, the data is another."""
-    return [image_id for its in (broken.get("train"),) if its and its.policy == "replace" for image_id in its.reasons]
+    """Images that are shown as a grey picture: the data is another."""
+    return [image_id for its in broken.values() if its.policy == "replace" for image_id in its.reasons]
 
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
@@ -126,6 +129,7 @@ def write_config(path: Path, config: dict[str, Any]) -> None:
         OmegaConf.save(OmegaConf.create(config), path / "config.yaml.new")
         checkpoint.flush(path / "config.yaml.new")
         (path / "config.yaml.new").rename(path / "config.yaml")
+        checkpoint.flush(path)
     except OSError as error:
         raise UserError(f"run={path}: cannot be written ({error.strerror})") from None
 
@@ -189,9 +193,9 @@ def alone(lock: Path, refusal: str) -> Iterator[None]:
     try:
         yield
     finally:
-        file.release()
         if [path.name for path in lock.parent.iterdir()] == [lock.name]:  # refused: nothing is left behind
             shutil.rmtree(lock.parent, ignore_errors=True)
+        file.release()
 
 
 def environment() -> dict[str, Any]:
@@ -246,7 +250,7 @@ def load_run(path: Path, device: torch.device, features: GivenFeatures | None = 
     for name, digest in read_env(path)["files"].items():
         if not (path / name).is_file() or checkpoint.sha256(path / name) != digest:
             raise UserError(f"{path / name}: {'damaged since it was written' if (path / name).exists() else 'missing'}")
-    folder = checkpoint.find(path / "best") or checkpoint.find(path / "last")
+    folder = checkpoint.chosen(path)
     if folder is None:
         raise UserError(f"run={path}: has no checkpoint yet")
     checkpoint.verify(folder, "model")

@@ -31,7 +31,7 @@ def check_start(path: Path, config: dict[str, Any]) -> None:
     """It has a checkpoint, and its encoder and decoder are those of this config. Raises UserError naming the first that differs."""
     with naming_start(path):
         theirs = read_config(path)
-    if not (checkpoint.find(path / "best") or checkpoint.find(path / "last")):
+    if checkpoint.chosen(path) is None:
         raise UserError(f"start={path}: has no checkpoint yet")
     if config["vectors"] is not None:
         raise UserError(f"vectors={config['vectors']}: the embeddings come from start={path}; allowed with it: null")
@@ -56,7 +56,7 @@ def take_weights(path: Path, model: CaptionModel) -> dict[str, Any]:
     features = model.encoder if isinstance(model.encoder, GivenFeatures) else None
     with naming_start(path):
         model.load_state_dict(load_run(path, torch.device("cpu"), features).model.state_dict())
-    folder = checkpoint.find(path / "best") or checkpoint.find(path / "last")
+    folder = checkpoint.chosen(path)
     assert folder is not None  # load_run has read it
     state = checkpoint.load_state(folder)
     return state.get("progress", state)

@@ -68,7 +68,7 @@ class Survey:
     def found(self, paths: list[Path], workers: int, progress: Callable) -> dict[str, str]:
         known, marks = self.load(), {path: mark_of(path) for path in paths}
         new = [path for path in paths if known.get(str(path), [])[:2] != marks[path]]
-        result = {str(path): known[str(path)][2] for path in paths if path not in set(new)}
+        result = {str(path): known[str(path)][2] for path in set(paths).difference(new)}
         if new:
             with ThreadPoolExecutor(max(1, workers)) as pool, progress("looking at pictures", len(new), 0) as advance:
                 safe_at, left = time.monotonic(), iter(new)
@@ -142,7 +142,9 @@ def apply(
             first = reasons[str(records[0].path)]
             raise UserError(f"data.broken={policy}: none of {len(records)} {split} images can be read: {records[0].path}: {first}")
         result[split] = [kept for record in records if (kept := used(record, reasons, grey)) is not None]
-        done[split] = Broken(policy, len(records), {record.image_id: reasons[str(record.path)] for record in broken})
+        done[split] = Broken(
+            policy, len({record.image_id for record in records}), {record.image_id: reasons[str(record.path)] for record in broken}
+        )
     return result, done
 
 
@@ -154,6 +156,8 @@ def used(record: Record, reasons: Mapping[str, str], grey: Path | None) -> Recor
 
 def in_words(split: str, broken: Broken) -> str:
     """`data.broken=skip: 3 of 6000 train images cannot be read and are left out: a.jpg (truncated), ...`."""
+    if not broken.reasons:
+        return f"data.broken={broken.policy}: all {broken.images} {split} images can be read"
     named = ", ".join(f"{image_id} ({reason})" for image_id, reason in islice(broken.reasons.items(), NAMED))
     more = ", ..." if len(broken.reasons) > NAMED else ""
     fate = "are left out" if broken.policy == "skip" else "are shown as a grey picture"

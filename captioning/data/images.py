@@ -22,6 +22,7 @@ FORMATS = (
     "TIFF",
 )  # named, so that no other decoder (EPS: Ghostscript) ever starts
 MAX_PIXELS = 50_000_000
+MAX_BYTES = 8 * MAX_PIXELS  # what so many pixels take at most, of four channels in 16 bits
 MAX_SCANNED = 30 * MAX_PIXELS  # a JPEG may go over its pixels again and again: 75 bytes and 40 ms a time at 50 megapixels
 UPRIGHT = {  # EXIF's orientations
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,7 +39,7 @@ OF_THE_MACHINE = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EST
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of sizes, which are refused below, and of damaged metadata
 
 
-class Asked(io.BufferedReader):
+class Limited(io.BufferedReader):
     """A file that answers only so many reads. Headers are read in Python, byte by byte where they hold junk: 20 MB of empty chunks in a
     PNG would take 4 seconds. A real header takes some hundred reads, and pixels come in pieces of kilobytes."""
 
@@ -85,14 +86,16 @@ def read_image(file: Path | io.BytesIO, least: int | None = None) -> Image.Image
             raise MachineError(f"{name}: cannot be read ({error.strerror})") from None
         reason = "no such file" if error.errno == errno.ENOENT else f"cannot be read ({error.strerror})"
         raise UserError(f"{name}: {reason if error.errno else f'cannot be decoded ({error})'}") from None
-    except Exception as error:  # Pillow raises SyntaxError, struct.error, ValueError, MemoryError, ... for broken files
+    except MemoryError:
+        raise MachineError(f"{name}: there is no memory left to read it") from None
+    except Exception as error:  # Pillow raises SyntaxError, struct.error, ValueError, ... for broken files
         raise UserError(f"{name}: cannot be decoded ({str(error) or type(error).__name__})") from None
 
 
-def opened(file: Path | io.BytesIO) -> Asked:
+def opened(file: Path | io.BytesIO) -> Limited:
     """Regular files alone: to open a FIFO would wait for a writer, and a device may never end."""
     if isinstance(file, io.BytesIO):
-        return Asked(io.BytesIO(file.getvalue()), file.getbuffer().nbytes)  # its own: a reader closes what it reads
+        return Limited(io.BytesIO(file.getvalue()), file.getbuffer().nbytes)  # its own: a reader closes what it reads
     about = file.stat()
     if stat.S_ISDIR(about.st_mode):
         raise UserError("is a folder, not an image")
@@ -100,7 +103,9 @@ def opened(file: Path | io.BytesIO) -> Asked:
         raise UserError("is no regular file")
     if about.st_size == 0:
         raise UserError("is empty")
-    return Asked(open(file, "rb", buffering=0), about.st_size)  # type: ignore[arg-type]
+    if about.st_size > MAX_BYTES:
+        raise UserError(f"{about.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+    return Limited(open(file, "rb", buffering=0), about.st_size)  # type: ignore[arg-type]
 
 
 def everything(content: BinaryIO) -> bytes:

@@ -15,10 +15,12 @@ class AverageWeights:
         self.average = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and decay}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, is_bad: Tensor) -> None:
+        """is_bad: (), whether the step was left out."""
         for name, parameter in self.model.named_parameters():
             if name in self.average:
-                self.average[name].lerp_(parameter, 1 - self.decay)
+                mine = self.average[name]
+                mine.copy_(torch.where(is_bad, mine, mine.lerp(parameter, 1 - self.decay)))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

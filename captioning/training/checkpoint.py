@@ -41,12 +41,11 @@ def save(folder: Path, *, tensors: Mapping[str, dict[str, Tensor]], state: dict[
         new.rename(folder)
         flush(folder.parent)
         tidy(folder, keep_before=keep_before)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
-        reason = error.strerror if isinstance(error, OSError) else error
         left = find(folder)
-        kept = f"the checkpoint before it is whole, in {left}" if left else "there was none before"
-        raise UserError(f"{folder}: the checkpoint cannot be written ({reason}); {kept}") from None
+        kept = f"the one before it is in {left}" if left else "there was none before"
+        raise UserError(f"{folder}: the checkpoint cannot be written ({error.strerror or error}); {kept}") from None
 
 
 def beside(folder: Path) -> tuple[Path, Path]:
@@ -65,7 +64,10 @@ def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
     """With the permissions that new files have here: safetensors would let nobody else read it."""
     file.touch()
     mode = file.stat().st_mode
-    save_file(apart(tensors), file)
+    try:
+        save_file(apart(tensors), file)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
     file.chmod(mode)
 
 
@@ -99,6 +101,12 @@ def flush(path: Path) -> None:
 def find(folder: Path) -> Path | None:
     """The checkpoint: in place, or the one before it, should a save have died between the two."""
     return next((path for path in (folder, beside(folder)[1]) if (path / "manifest.json").exists()), None)
+
+
+def chosen(run: Path) -> Path | None:
+    """What a run is judged and used by: `best`, or `last` where there is none yet. A damaged `best` is nobody's `last`."""
+    best = run / "best"
+    return find(best) or (best if best.exists() else find(run / "last"))
 
 
 def verify(folder: Path, *names: str) -> None:

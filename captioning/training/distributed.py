@@ -27,6 +27,11 @@ class World:
             dist.all_reduce(value)
         return value
 
+    def share(self, value: Tensor) -> None:
+        """Every rank takes the first one's numbers."""
+        if self.size > 1:
+            dist.broadcast(value, src=0)
+
     def gather(self, value: Any) -> list[Any]:
         """The value of every rank, on every rank."""
         if self.size == 1:

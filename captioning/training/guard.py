@@ -65,11 +65,12 @@ class Guard:
             if is_finite and self.scaler.is_enabled() and self.scaler.get_scale() > 1:
                 continue  # fp16's way to find its scale
             at.skipped_in_a_row += 1
+            here = " in this process" if self.world.size > 1 else ""
             what = "the gradient" if is_finite else "the loss"
-            say(f"warning: step {step}: {what} is not finite; the step is left out. Its images: {', '.join(image_ids)}")
+            say(f"warning: step {step}: {what} is not finite; the step is left out. Its images{here}: {', '.join(image_ids)}")
             if at.skipped_in_a_row >= IN_A_ROW:
                 raise UserError(
-                    f"step {step}: {what} was not finite in {IN_A_ROW} steps in a row, last with {', '.join(image_ids[:4])}, ...; "
+                    f"step {step}: {what} was not finite in {IN_A_ROW} steps in a row, last with {', '.join(image_ids[:4])}, ...{here}; "
                     "nothing of it is in the weights. Look at these images, lower optimizer.lr, or take trainer.precision=fp32"
                 )
         return is_asked

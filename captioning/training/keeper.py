@@ -1,5 +1,6 @@
 """What a run keeps: `last`, everything that its next step depends on, the one before it, and `best`."""
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -62,7 +63,7 @@ class Keeper:
         if folder is None:
             return Progress()
         state = checkpoint.load_state(folder)
-        checkpoint.refuse_another(folder, state["of"], self.identity)
+        checkpoint.refuse_another(folder, state.get("of", {}), self.identity)
         checkpoint.load_weights(self.model, checkpoint.load_tensors(folder, "model"), folder)
         if average.average:
             average.load(checkpoint.load_tensors(folder, "average"))
@@ -71,9 +72,10 @@ class Keeper:
         steps.scaler.load_state_dict(state["scaler"])
         at = Progress(**state["progress"])
         if steps.world.is_main:
-            checkpoint.tidy(self.run / "last", keep_before=True)
-            checkpoint.tidy(self.run / "best", keep_before=False)
             if problem:
                 say(f"warning: {problem}; going on from the one before it")
+                shutil.rmtree(self.run / "last")  # or the next save would take it for the one to keep
+            checkpoint.tidy(self.run / "last", keep_before=True)
+            checkpoint.tidy(self.run / "best", keep_before=False)
             say(f"resuming {self.run} at epoch {at.epoch + (not at.is_due)}, step {at.step}")
         return at

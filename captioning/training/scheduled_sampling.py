@@ -6,6 +6,7 @@ from torch import Tensor
 from captioning.data.vocabulary import Vocabulary
 from captioning.models.caption_model import CaptionModel
 from captioning.models.features import Inputs
+from captioning.sampling import draw
 
 
 @torch.no_grad()
@@ -20,6 +21,6 @@ def with_own_words(model: CaptionModel, images: Inputs, tokens: Tensor, replaced
     state = model.decoder.begin(model.encoder(images), len(tokens))
     for t in range(tokens.shape[1] - 2):
         logits, state = model.decoder.step(mixed[:, t], state)
-        drawn = torch.multinomial(logits.float().softmax(dim=-1), 1)[:, 0]
+        drawn = draw(logits.float())
         mixed[:, t + 1] = torch.where(replaced[:, t + 1], drawn, tokens[:, t + 1])
     return mixed

@@ -5,7 +5,7 @@ import threading
 from types import FrameType
 from typing import Any
 
-from captioning.errors import Requeued, Stopped
+from captioning.errors import Requeued, Stopped, interrupt
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")  # Ctrl-C; schedulers; Slurm's --signal; submitit
 
@@ -18,7 +18,7 @@ class Signals:
     """
 
     def __init__(self) -> None:
-        self.received: int | None = None
+        self.received: list[int] = []
         self.before: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -34,20 +34,19 @@ class Signals:
             signal.signal(number, handler)
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+        self.received.append(number)
         if number == signal.SIGINT:
             signal.signal(number, signal.SIG_DFL)
 
     def obey(self, where: str) -> None:
         """Raises Stopped, naming where the run is; or leaves it to whoever handled the signal before, who may end the process for its
         next start (Requeued), or let the run go on."""
-        number = self.received or signal.SIGTERM  # None: another rank has received it
-        self.received = None
-        handler = self.before.get(number)
-        if callable(handler) and handler is not signal.default_int_handler:
+        numbers, self.received = self.received or [int(signal.SIGTERM)], []  # none: another rank has received it
+        for number in numbers:
+            handler = self.before.get(number)
+            if not callable(handler) or handler in (signal.default_int_handler, interrupt):
+                raise Stopped(f"stopped by {signal.Signals(number).name} {where}; the same command goes on")
             try:
                 handler(number, None)
             except SystemExit as left:
                 raise Requeued(left.code) from None
-        else:
-            raise Stopped(f"stopped by {signal.Signals(number).name} {where}; the same command goes on")

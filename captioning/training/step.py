@@ -71,6 +71,7 @@ class Stepper:
         turn = Turn(self.settings.scheduled_sampling * at.step / self.total, generator_for(self.seed, "sampling", at.step, rank))
         count = self.world.sum(torch.tensor(sum(map(self.loss.count, group)), device=device, dtype=torch.float32))
         totals = torch.zeros(1 + len(self.loss.facts), device=device)
+        self.share_statistics()
         remembered = self.guard.remember()
         for number, batch in enumerate(group, start=1):
             batch = batch._replace(images=to_device(batch.images, device), tokens=batch.tokens.to(device, non_blocking=True))
@@ -93,10 +94,15 @@ class Stepper:
         is_bad = self.guard.step(means[0], norm, remembered)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        self.average.update()
+        self.average.update(is_bad)
         image_ids = [image_id for batch in group for image_id in batch.image_ids]
         is_asked = self.guard.note(at, image_ids, torch.stack([is_bad.float(), means[0].isfinite().float(), ending]))
         return Taken(means, count, norm, is_bad, is_asked)
+
+    def share_statistics(self) -> None:
+        """The first rank's, where BatchNorm is trained: only they are kept. DDP does so too, but not for what is said in eval mode."""
+        for buffer, _ in self.guard.remember() if self.world.size > 1 else ():
+            self.world.share(buffer)
 
     def autocast(self):
         return autocast(self.world.device, self.settings.precision)

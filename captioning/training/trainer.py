@@ -76,7 +76,7 @@ class Trainer:
     def fit(self) -> Evaluation | None:
         """Train to the end, from the last checkpoint if there is one. Returns the last evaluation; None when all was done before.
 
-        Raises Stopped after a signal, with a checkpoint of the last step. When a data worker fails there is one too.
+        Raises Stopped after a signal, with a checkpoint of the last step. One process alone keeps one when a data worker fails, too.
         """
         self.progress = at = self.keeper.resume()
         if self.is_finished:
@@ -89,6 +89,8 @@ class Trainer:
                 try:
                     if not at.is_due:
                         self.train_epoch()
+                    if self.world.size > 1:
+                        self.save()  # ranks validate together: a signal has to wait, and whoever sent it may not
                     evaluation = self.validate()
                 except Asked:
                     self.stop()
@@ -100,6 +102,8 @@ class Trainer:
                 else:
                     if self.gives_up(at):
                         break
+            if self.signals.received:
+                self.stop()  # the run is at its end, but what it is one of is not
         return evaluation
 
     @property
@@ -113,7 +117,8 @@ class Trainer:
     def stop(self) -> None:
         """Raises Stopped, unless whoever handled the signal before lets the run go on."""
         self.save()
-        self.signals.obey(f"at epoch {self.progress.epoch + (not self.progress.is_due)}, step {self.progress.step}")
+        epoch = min(self.settings.epochs, self.progress.epoch + (not self.progress.is_due))
+        self.signals.obey(f"at epoch {epoch}, step {self.progress.step}")
 
     def save(self) -> None:
         self.logger.flush()  # first: no checkpoint is ahead of its curve
@@ -131,7 +136,7 @@ class Trainer:
         try:
             with unmoved(self.model.encoder), progress(title, self.steps_per_epoch, done, self.world.is_main) as advance:
                 while group := take(epoch, settings.accumulate):
-                    taken = self.step(group, at, asked=lambda: self.signals.received is not None)
+                    taken = self.step(group, at, asked=lambda: bool(self.signals.received))
                     at.batch, at.step = at.batch + len(group), at.step + 1
                     self.window.add(taken.means, taken.count, taken.is_bad)
                     advance(1, self.log(taken.norm) if at.step % settings.log_every == 0 else "")
@@ -144,6 +149,7 @@ class Trainer:
                         self.save()
                 else:
                     at.epoch, at.batch = at.epoch + 1, 0
+            self.step.share_statistics()
             at.is_due = True
         finally:
             self.settle()
@@ -178,7 +184,7 @@ class Trainer:
     # After an epoch
 
     def validate(self) -> Evaluation:
-        """Raises Asked where the run is to end before it is through."""
+        """Raises Asked where the run is to end before it is through; of several processes none leaves the others."""
         at, settings, began = self.progress, self.settings, time.monotonic()
         with self.step.average.in_place():
             with progress("validation", len(self.evaluator.references), 0, self.world.is_main) as advance:
@@ -209,7 +215,7 @@ class Trainer:
 
     def unless_asked(self, advance: Advance) -> Callable[[int], None]:
         def step(images: int) -> None:
-            if self.signals.received:
+            if self.signals.received and self.world.size == 1:
                 raise Asked
             advance(images)
 
