@@ -1,5 +1,6 @@
 """Small things every test may ask for. Nothing is downloaded; real data is found by FLICKR8K_ROOT or beside the checkout."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from captioning.models.decoders.attention import SoftAttentionDecoder
 from captioning.models.decoders.recurrent import RecurrentDecoder
 from captioning.models.features import FeatureDims, ImageFeatures
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[1]
 DIMS, VOCABULARY = FeatureDims(grid=6, pooled=5), 9
 TINY = ["data.reader.train=40", "data.reader.val=8", "data.reader.test=8", "data.reader.size=32", "data.transform.size=32",
@@ -71,6 +72,13 @@ def lively(module):
 def features(images: int) -> ImageFeatures:
     draws = torch.Generator().manual_seed(1)
     return ImageFeatures(torch.randn(images, 4, DIMS.grid, generator=draws), torch.randn(images, DIMS.pooled, generator=draws))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def what_is_there_is_not_looked_through_again():
+    """A run collects garbage when it begins; with all that hundreds of tests have imported, that would take seconds each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -266,7 +266,8 @@ def test_the_average_follows_the_weights_and_steps_aside():
     model.weight.data.fill_(0)
     average = AverageWeights(model, 0.9)
     model.weight.data.fill_(1)
-    average.update()
+    average.update(torch.tensor(False))
+    average.update(torch.tensor(True))  # a step that was left out
     with average.in_place():
         torch.testing.assert_close(model.weight.data, torch.full((1, 2), 0.1))
     torch.testing.assert_close(model.weight.data, torch.ones(1, 2))

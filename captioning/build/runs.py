@@ -91,7 +91,7 @@ def prepare(
 
     weights: what tells a frozen encoder's weights from others. save_encoder: writes them into a file. broken: what `data.broken` did.
     """
-    used = [(record.image_id, record.captions) for split in ("train", "val") for record in splits[split]] + stand_ins(broken)
+    used = [(record.image_id, record.captions) for split in ("train", "val") for record in splits.get(split, [])] + stand_ins(broken)
     data = hashlib.sha256(repr(used).encode()).hexdigest()
     if (path / "config.yaml").exists():
         before = read_env(path)
