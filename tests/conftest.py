@@ -74,6 +74,10 @@ def features(images: int) -> ImageFeatures:
     return ImageFeatures(torch.randn(images, 4, DIMS.grid, generator=draws), torch.randn(images, DIMS.pooled, generator=draws))
 
 
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def what_is_there_is_not_looked_through_again():
     """A run collects garbage when it begins; with all that hundreds of tests have imported, that would take seconds each time."""
