@@ -58,7 +58,8 @@ class Progress:
         default_factory=list
     )  # of every validation: epoch, step, seconds, train_loss and its metrics
     loss: float | None = None  # in training, as last logged
-    logged: dict[str, float] = field(default_factory=dict)  # what the curve has of that step
+    logged_at: int = 0  # the step of the last log
+    logged: dict[str, float] = field(default_factory=dict)  # what the curve has of it
     window: list[float] = field(default_factory=list)  # sums since then, and of how many steps
     skipped: int = 0  # steps that were left out: their loss or gradient was not finite
     skipped_in_a_row: int = 0

@@ -101,6 +101,7 @@ class Trainer:
                     self.stop()
                 else:
                     if self.gives_up(at):
+                        self.logger.settings(at.step, self.hparams, at.metrics)
                         break
             if self.signals.received:
                 self.stop()  # the run is at its end, but what it is one of is not
@@ -161,7 +162,7 @@ class Trainer:
         at.loss = means.get("loss", at.loss)
         figures = means | {"gradient_norm": norm.item(), f"{self.loss.counts}_per_second": speed, "skipped_steps": at.skipped}
         figures |= {f"lr_{number}": rate for number, rate in enumerate(rates)}
-        at.logged = {f"train/{name}": value for name, value in figures.items()}
+        at.logged_at, at.logged = at.step, {f"train/{name}": value for name, value in figures.items()}
         self.logger.scalars(at.step, at.logged)
         return ", ".join(f"{name} {value:.3f}" for name, value in means.items())
 
@@ -178,7 +179,7 @@ class Trainer:
         the step goes too, and its training figures are written again."""
         at = self.progress
         self.logger.open(self.run / "tensorboard", at.step + (not at.is_due))
-        if at.is_due and at.step % self.settings.log_every == 0:
+        if at.is_due and at.step == at.logged_at:
             self.logger.scalars(at.step, at.logged)
 
     # After an epoch
