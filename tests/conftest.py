@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from captioning.models.decoders.recurrent import RecurrentDecoder
 from captioning.models.features import FeatureDims, ImageFeatures
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # begun in the background, the tests find it ignored, and so would their runs
 ROOT = Path(__file__).resolve().parents[1]
 DIMS, VOCABULARY = FeatureDims(grid=6, pooled=5), 9
 TINY = ["data.reader.train=40", "data.reader.val=8", "data.reader.test=8", "data.reader.size=32", "data.transform.size=32",

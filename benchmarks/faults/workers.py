@@ -25,7 +25,7 @@ def same_weights(folder: Path, workers: Sequence[int] = (0, 1, 2, 4)) -> Outcome
         files.append(file.read_bytes() if run.returncode == 0 else error.encode())
     same = sum(content == files[0] for content in files)
     return Outcome(
-        f"same config and seed, data.workers={','.join(map(str, workers))}", len(files), same, f"{len(set(files))} different results"
+        f"same config and seed, data.workers={','.join(map(str, workers))}", len(files), same, f"different results: {len(set(files))}"
     )
 
 
