@@ -28,10 +28,13 @@ class Guard:
         self.unread: deque[tuple[int, Sequence[str], Tensor]] = deque()
         self.is_obeyed_on_device = isinstance(optimizer, torch.optim.Adam) and bool(optimizer.defaults.get("fused"))
 
+    def moving(self) -> list[Tensor]:
+        """What a forward pass changes by itself: running statistics of a BatchNorm that is trained."""
+        return [buffer for module in self.model.modules() if module.training for buffer in module.buffers(recurse=False)]
+
     def remember(self) -> list[tuple[Tensor, Tensor]]:
-        """What a forward pass changes by itself, running statistics of a BatchNorm that is trained; and what it was before."""
-        moving = (buffer for module in self.model.modules() if module.training for buffer in module.buffers(recurse=False))
-        return [(buffer, buffer.clone()) for buffer in moving]
+        """These, and what they were before it."""
+        return [(buffer, buffer.clone()) for buffer in self.moving()]
 
     def step(self, loss: Tensor, norm: Tensor, remembered: list[tuple[Tensor, Tensor]]) -> Tensor:
         """The optimizer's step, unless loss or norm is not finite. -> (), whether it was left out."""

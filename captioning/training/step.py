@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -101,8 +101,8 @@ class Stepper:
 
     def share_statistics(self) -> None:
         """The first rank's, where BatchNorm is trained: only they are kept. DDP does so too, but not for what is said in eval mode."""
-        for buffer, _ in self.guard.remember() if self.world.size > 1 else ():
+        for buffer in self.guard.moving() if self.world.size > 1 else ():
             self.world.share(buffer)
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
         return autocast(self.world.device, self.settings.precision)
