@@ -15,7 +15,7 @@ def run_caption(options: argparse.Namespace) -> None:
     import torch
 
     from captioning.analysis.overlay import stacked
-    from captioning.analysis.samples import attention_over, strip
+    from captioning.analysis.samples import strip
     from captioning.build.runs import load_run
     from captioning.search import Beam
     from captioning.training.distributed import find_device
@@ -41,7 +41,7 @@ def run_caption(options: argparse.Namespace) -> None:
         result[str(path)] = [{"caption": text, "log_p": score} for text, score in zip(captions, found.scores[0].tolist())]
         if options.attention:
             with torch.inference_mode():
-                attention = attention_over(run.model, pixels, found.tokens[:, 0])
+                attention = run.model.look(run.model.encoder(pixels), found.tokens[:, 0])
             strips.append(strip(run.transform.picture(image), captions[0], None if attention is None else attention[0]))
         if not options.json:
             shown = result[str(path)] if options.n_best else result[str(path)][:1]
