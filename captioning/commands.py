@@ -56,6 +56,26 @@ def run_caption(options: argparse.Namespace) -> None:
         raise UserError("; ".join(refused))
 
 
+def run_serve(options: argparse.Namespace) -> None:
+    if options.allow_host and not options.allow_urls:
+        raise UserError(f"--allow-host {options.allow_host[0]}: needs --allow-urls")
+    try:
+        from captioning.build.serving import limits_of, open_captioner, read_key
+        from captioning.serving.server import listen, serve
+        from captioning.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise UserError(f'captioning serve: {error.name} is missing: pip install "captioning[serve]"') from None
+    limits, key = limits_of(options), read_key(options.api_key_file)
+    listener = listen(options.host, options.port)
+    captioner, model = open_captioner(options.run, options.device)
+    download = None
+    if options.allow_urls:
+        from captioning.serving.fetch import Fetcher
+
+        download = Fetcher(tuple(options.allow_host))
+    serve(Service(captioner, limits, download), model, listener, api_key=key, origins=options.cors_origin)
+
+
 def run_check_data(options: argparse.Namespace) -> None:
     from captioning.build.compose import as_dict, composed
     from captioning.build.objects import make_data

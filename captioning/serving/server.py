@@ -1,0 +1,78 @@
+"""The service on a port: one process, which answers what it has taken before it ends."""
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import uvicorn
+
+from captioning.errors import UserError
+from captioning.serving.app import application
+from captioning.serving.journal import AsJson
+from captioning.serving.service import Service
+from captioning.serving.wire import PATIENCE, Wire
+
+HEAD_BYTES = 2**14  # a request's line and headers
+HANGS = 70  # exit code (EX_SOFTWARE): the model hangs, which no thread can be freed from
+
+
+class Server(uvicorn.Server):
+    """`/readyz` is red as soon as the process is told to end."""
+
+    service: Service
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self.service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Raises UserError where that cannot be."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason})") from None
+
+
+def serve(service: Service, model: dict[str, Any], listener: socket.socket, *, api_key: str | None, origins: Sequence[str]) -> None:
+    """Until a signal ends it: then nothing new is taken, all that was is answered, and this returns."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(AsJson())
+    for name, level in (("captioning.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)
+
+    def end(reason: str) -> None:
+        logging.getLogger("captioning.serve").critical("%s: the process ends", reason)
+        asyncio.get_running_loop().call_later(0.5, os._exit, HANGS)  # those who waited are told first
+
+    app = application(service, model, api_key=api_key, origins=origins, end=end)
+    config = uvicorn.Config(
+        app,
+        http=Wire,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=int(PATIENCE),
+        timeout_graceful_shutdown=int(service.limits.deadline + PATIENCE),
+        h11_max_incomplete_event_size=HEAD_BYTES,
+    )
+    server = Server(config)
+    server.service = service
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logging.getLogger("captioning.serve").info("listening", extra={"fields": {"url": f"http://{shown}:{port}/", "model": model["name"]}})
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn hands the signal on once all is answered
+        logging.getLogger("captioning.serve").info("ended")
