@@ -113,7 +113,6 @@ def application(
         if beam_size is not None and num_captions > beam_size:
             raise Problem("invalid_parameter", f"num_captions={num_captions}: at most beam_size={beam_size}")
         asked = Asked(beam_size or max(3, num_captions), max_length, num_captions, detail and model["attends"])
-        service.enter(0)
         with Room(service) as room:
             pictures = await pictures_in(request, room, service.limits, service.download)
             request.state.pictures = len(pictures)

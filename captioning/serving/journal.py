@@ -86,6 +86,10 @@ class Journal:
             more = {key: state[key] for key in ("code", "pictures") if key in state}
             logger.log(logging.ERROR if fault else logging.INFO, "request", extra={"fields": line | more}, exc_info=fault)
 
+    def refused(self, problem: Problem) -> None:
+        """Before it came here. It has no line in the log: what refuses thousands a second must not write thousands of lines."""
+        self.metrics.requests.labels("/describe", problem.status, problem.code).inc()
+
     def headers(self, path: str, request_id: str) -> list[tuple[bytes, bytes]]:
         policy = (DOCS if path.startswith("/docs") else PAGE) + NEVER
         return [

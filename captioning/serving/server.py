@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -33,8 +34,12 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """Raises UserError where that cannot be."""
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)  # of a socket without protocol asyncio would not send small answers at once
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        return listener
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--host {host} --port {port}: cannot listen there ({reason})") from None
@@ -56,12 +61,13 @@ def serve(service: Service, model: dict[str, Any], listener: socket.socket, *, a
     app = application(service, model, api_key=api_key, origins=origins, end=end)
     config = uvicorn.Config(
         app,
-        http=Wire,
+        http=partial(Wire, service, app.refused),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
         lifespan="on",
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         timeout_keep_alive=int(PATIENCE),
         timeout_graceful_shutdown=int(service.limits.deadline + PATIENCE),

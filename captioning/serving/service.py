@@ -86,14 +86,19 @@ class Service:
 
     # Who is let in
 
-    def enter(self, pictures: int) -> None:
-        """Raises Problem where there is no room; else `leave` must follow."""
-        state = self.state
-        if state not in ("ready", "draining"):  # draining: it came over a connection that was open before
-            raise Problem("not_ready", "the model is not working just now", retry_after=2)
+    def refusal(self, pictures: int) -> Problem | None:
+        """Why so many more may not come in."""
+        if self.state not in ("ready", "draining"):  # draining: it came over a connection that was open before
+            return Problem("not_ready", "the model is not working just now", retry_after=2)
         ahead = self.inside * self.batcher.seconds_each  # seconds of work
         if self.inside + pictures > self.limits.queue or ahead > 0.5 * self.limits.deadline:
-            raise Problem("overloaded", "too many pictures are waiting already", retry_after=max(1, math.ceil(ahead)))
+            return Problem("overloaded", "too many pictures are waiting already", retry_after=max(1, math.ceil(ahead)))
+        return None
+
+    def enter(self, pictures: int) -> None:
+        """Raises Problem where there is no room; else `leave` must follow."""
+        if problem := self.refusal(pictures):
+            raise problem
         self.inside += pictures
 
     def leave(self, pictures: int) -> None:
