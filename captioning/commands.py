@@ -61,7 +61,7 @@ def run_serve(options: argparse.Namespace) -> None:
         raise UserError(f"--allow-host {options.allow_host[0]}: needs --allow-urls")
     try:
         from captioning.build.serving import limits_of, open_captioner, read_key
-        from captioning.serving.server import listen, serve
+        from captioning.serving.server import listen, prepared, serve
         from captioning.serving.service import Service
     except ModuleNotFoundError as error:
         raise UserError(f'captioning serve: {error.name} is missing: pip install "captioning[serve]"') from None
@@ -73,7 +73,8 @@ def run_serve(options: argparse.Namespace) -> None:
         from captioning.serving.fetch import Fetcher
 
         download = Fetcher(tuple(options.allow_host))
-    serve(Service(captioner, limits, download), model, listener, api_key=key, origins=options.cors_origin)
+    server = prepared(Service(captioner, limits, download), model, api_key=key, origins=options.cors_origin)
+    serve(server, listener, model["name"])
 
 
 def run_check_data(options: argparse.Namespace) -> None:

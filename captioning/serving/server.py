@@ -17,6 +17,7 @@ from captioning.serving.journal import AsJson
 from captioning.serving.service import Service
 from captioning.serving.wire import PATIENCE, Wire
 
+logger = logging.getLogger("captioning.serve")
 HEAD_BYTES = 2**14  # a request's line and headers
 HANGS = 70  # exit code (EX_SOFTWARE): the model hangs, which no thread can be freed from
 
@@ -45,17 +46,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"--host {host} --port {port}: cannot listen there ({reason})") from None
 
 
-def serve(service: Service, model: dict[str, Any], listener: socket.socket, *, api_key: str | None, origins: Sequence[str]) -> None:
-    """Until a signal ends it: then nothing new is taken, all that was is answered, and this returns."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(AsJson())
-    for name, level in (("captioning.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(level)
+def prepared(service: Service, model: dict[str, Any], *, api_key: str | None = None, origins: Sequence[str] = ()) -> Server:
+    """Ready to run on a socket."""
 
     def end(reason: str) -> None:
-        logging.getLogger("captioning.serve").critical("%s: the process ends", reason)
+        logger.critical("%s: the process ends", reason)
         asyncio.get_running_loop().call_later(0.5, os._exit, HANGS)  # those who waited are told first
 
     app = application(service, model, api_key=api_key, origins=origins, end=end)
@@ -75,10 +70,20 @@ def serve(service: Service, model: dict[str, Any], listener: socket.socket, *, a
     )
     server = Server(config)
     server.service = service
+    return server
+
+
+def serve(server: Server, listener: socket.socket, name: str) -> None:
+    """Until a signal ends it: then nothing new is taken, all that was is answered, and this returns."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(AsJson())
+    for its, level in ((logger, logging.INFO), (logging.getLogger("uvicorn.error"), logging.WARNING)):
+        its.handlers, its.propagate = [handler], False
+        its.setLevel(level)
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    logging.getLogger("captioning.serve").info("listening", extra={"fields": {"url": f"http://{shown}:{port}/", "model": model["name"]}})
+    logger.info("listening", extra={"fields": {"url": f"http://{shown}:{port}/", "model": name}})
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn hands the signal on once all is answered
-        logging.getLogger("captioning.serve").info("ended")
+        logger.info("ended")
