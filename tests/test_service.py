@@ -39,8 +39,8 @@ def serve(opened):
     captioner, model = opened
     clients = []
 
-    def begin(limits: Limits = Limits(), download=None, **more) -> TestClient:
-        service = Service(captioner, limits, download)
+    def begin(limits=None, download=None, **more) -> TestClient:
+        service = Service(captioner, limits or Limits(), download)
         client = TestClient(application(service, model, **more), raise_server_exceptions=False)
         client.service = service
         client.__enter__()
@@ -245,8 +245,8 @@ def test_who_waits_longer_than_the_deadline_is_told_so_and_never_described(serve
 PROBE = "the probe"
 
 
-def asked_of(batcher: Batcher, pictures, asked=Asked(), deadline: float = 60) -> list[Waiting]:
-    waiting = [Waiting(its, asked, time.monotonic() + deadline) for its in pictures]
+def asked_of(batcher: Batcher, pictures, asked=None, deadline: float = 60) -> list[Waiting]:
+    waiting = [Waiting(its, asked or Asked(), time.monotonic() + deadline) for its in pictures]
     for its in waiting:
         batcher.put(its)
     return waiting
@@ -305,7 +305,7 @@ def test_a_poisoned_picture_fails_alone_and_the_service_stays_ready(batcher):
 def test_who_has_left_is_not_described(batcher):
     seen, go = [], threading.Event()
     its = batcher(lambda pictures, asked: (go.wait(5) if 1 in pictures else None, seen.extend(pictures), echo(pictures, asked))[2])
-    first, second, third = asked_of(its, [1]) + asked_of(its, [2, 3], Asked(beam_size=1))
+    _, second, third = asked_of(its, [1]) + asked_of(its, [2, 3], Asked(beam_size=1))
     until(lambda: its.busy_since)
     second.answer.cancel()
     go.set()

@@ -34,6 +34,8 @@ class Server(uvicorn.Server):
 
 def listen(host: str, port: int) -> socket.socket:
     """Raises UserError where that cannot be."""
+    if not 0 <= port < 2**16:
+        raise UserError(f"--port {port}: must be from 0 to {2**16 - 1}")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.socket(family, kind, protocol)  # of a socket without protocol asyncio would not send small answers at once
@@ -41,9 +43,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
         listener.listen(2048)
         return listener
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--host {host} --port {port}: cannot listen there ({reason})") from None
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot listen there ({error.strerror})") from None
 
 
 def prepared(service: Service, model: dict[str, Any], *, api_key: str | None = None, origins: Sequence[str] = ()) -> Server:

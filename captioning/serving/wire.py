@@ -17,7 +17,7 @@ from captioning.serving.service import Service
 PATIENCE = 10.0  # seconds, for the head of a request, for its body, between two requests, for an answer to be read
 BYTES_A_SECOND = 2**16  # a body that comes at this rate may take longer: a photograph over a poor line
 CONNECTIONS = 1000
-PICTURE = re.compile(rb"POST /describe[? ](?:(?!\r\n\r\n).)*?\r\ncontent-length: *(\d{1,9})\r\n(?:(?!\r\n\r\n).)*?\r\n\r\n", re.I | re.S)
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})(?=\r\n|$)")
 
 
 class Wire(H11Protocol):
@@ -57,9 +57,10 @@ class Wire(H11Protocol):
             swallowed = min(self.unheard, len(data))
             self.unheard, data = self.unheard - swallowed, data[swallowed:]
             between = self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-            if not (data and between and (head := PICTURE.match(data)) and (problem := self.service.refusal(1))):
+            size = size_of_picture(data) if between else 0
+            if not (size and (problem := self.service.refusal(1))):
                 break
-            self.unheard = head.end() + int(head[1])
+            self.unheard = size
             self.refuse(problem)
             self.refused(problem)
             self.stop_clock()
@@ -124,3 +125,14 @@ class Wire(H11Protocol):
         if self.reading is not None:
             self.reading.cancel()
             self.reading = None
+
+
+def size_of_picture(data: bytes) -> int:
+    """Bytes of the request for a description that begins here; 0 where it is another, or not to be told from its first bytes."""
+    head, end, _ = data.partition(b"\r\n\r\n")
+    head = head.lower()
+    lengths = LENGTH.findall(head)
+    plain = (
+        head.startswith((b"post /describe ", b"post /describe?")) and b"\r\nexpect:" not in head and b"\r\ntransfer-encoding" not in head
+    )
+    return len(head) + len(end) + int(lengths[0]) if end and plain and len(lengths) == 1 else 0
