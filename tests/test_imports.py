@@ -16,6 +16,7 @@ LOWER = {  # layer: what it may import of this package, beside errors, kinds and
     "cache": {"cache", "data", "models"},
     "training": {"training", "data", "models", "metrics", "search", "sampling"},
     "analysis": {"analysis", "training", "data", "models", "metrics", "search"},
+    "serving": {"serving", "data", "models", "search", "analysis"},
     "errors": set(), "kinds": set(), "randomness": set(), "doctor": set(),
 }  # fmt: skip
 ANYONE = {"errors", "kinds", "randomness", ""}
