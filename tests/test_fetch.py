@@ -222,7 +222,8 @@ def test_all_failures_of_a_public_host_have_one_message():
 
     pages = {"/junk": says(b"SSH-2.0-OpenSSH_9.9\r\n"), "/moved": redirects("/moved")}
     *answers, _ = download(*(f"http://good.example/{page}" for page in ("absent", "junk", "moved")), pages=pages)
-    assert answers + download("http://good.example/good", connect=closed)[:1] == ["url_failed"] * 4
+    answer, _ = download("http://good.example/good", connect=closed)
+    assert [*answers, answer] == ["url_failed"] * 4
     assert str(Refused("url_failed")) == MESSAGES["url_failed"]
 
 
@@ -251,7 +252,7 @@ def test_a_few_addresses_are_tried_one_after_the_other_in_the_time_that_there_is
 
 def test_a_lookup_that_hangs_holds_neither_its_request_nor_others(monkeypatch):
     def hang(*arguments, **more):
-        time.sleep(0.6)
+        time.sleep(1.5)
         raise socket.gaierror("too late")
 
     async def ask():
@@ -260,7 +261,7 @@ def test_a_lookup_that_hangs_holds_neither_its_request_nor_others(monkeypatch):
         asked = asyncio.gather(*(fetching.timed(fetcher, "http://good.example/") for _ in range(5)))
         others = asyncio.get_running_loop().run_in_executor(None, time.monotonic)
         began = time.monotonic()
-        assert await others - began < 0.15
+        assert await others - began < 1
         watch = fetching.Watch()
         watching = asyncio.create_task(watch())
         answers = await asked
@@ -268,7 +269,7 @@ def test_a_lookup_that_hangs_holds_neither_its_request_nor_others(monkeypatch):
         return answers, watch.pause
 
     answers, pause = asyncio.run(ask())
-    assert all(code == "url_timeout" and seconds < 0.5 for code, seconds in answers) and pause < 0.2
+    assert all(code == "url_timeout" and seconds < 1 for code, seconds in answers) and pause < 1
 
 
 def test_the_systems_resolver_is_asked_for_all_addresses_and_the_connection_for_none(monkeypatch):

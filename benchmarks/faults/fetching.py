@@ -16,7 +16,7 @@ SIZE, LARGE = 200_000, 200 * 10**6  # bytes
 JPEG = b"\xff\xd8\xff\xe0" + bytes(range(256)) * (SIZE // 256)
 OK = b"HTTP/1.1 200 OK\r\nContent-Type: image/jpeg\r\n"
 SLACK = 0.5  # seconds after a limit, for a busy machine
-AHEAD = 2**21  # bytes that two kernels and a TLS layer may hold between what a server has sent and what was received
+AHEAD = 2**20  # bytes that two kernels and a TLS layer may hold between what a server has sent and what was received
 
 
 class Case(NamedTuple):
