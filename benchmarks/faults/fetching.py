@@ -22,7 +22,8 @@ AHEAD = 2**20  # bytes that two kernels and a TLS layer may hold between what a 
 class Case(NamedTuple):
     page: Page
     expected: str | bytes  # a code, or the content
-    path: str = ""  # of what is asked for first, where it is not the page
+    url: str = ""  # of what is asked for, where it is not the page: "none" for what others lead to
+    is_work: bool = False  # for the processor: a busy one may come to the limit of time first
 
 
 def host_of(address: str) -> str:
@@ -109,7 +110,7 @@ def cases(rest: float) -> dict[str, Case]:
     """rest: seconds between two bytes of a drip."""
     chunked, bomb = OK + b"Transfer-Encoding: chunked\r\n\r\n", gzip.compress(bytes(LARGE), 1)
     piece, html = JPEG[:65536], b"<html><body>no picture</body></html>" * 100
-    chain = {f"chain{count}": Case(redirects(f"/chain{count + 1}"), "", "no") for count in range(1, 20)}
+    chain = {f"chain{count}": Case(redirects(f"/chain{count + 1}"), "", "none") for count in range(1, 20)}
     return chain | {
         "stall": Case(says(b"", pause=3600), "url_timeout"),
         "stall-in-headers": Case(says(OK, pause=3600), "url_timeout"),
@@ -126,12 +127,12 @@ def cases(rest: float) -> dict[str, Case]:
         "gzip-bomb": Case(says(sized(bomb, more=b"Content-Encoding: gzip\r\n")), "url_failed"),
         "gzip-bomb-in-transfer": Case(says(OK + b"Transfer-Encoding: gzip, chunked\r\n\r\n" + chunk(bomb)), "url_failed"),
         "gzip-bomb-as-it-is": Case(says(sized(bomb)), "url_not_image"),
-        "chunks-of-a-byte": Case(repeats(chunked + chunk(JPEG[:16]), chunk(b"a") * 10_000, 1000), "url_failed"),
+        "chunks-of-a-byte": Case(repeats(chunked + chunk(JPEG[:16]), chunk(b"a") * 10_000, 1000), "url_failed", is_work=True),
         "endless-extension-of-a-chunk": Case(repeats(chunked + b"5;", b"a" * 65536, 1000), "url_failed"),
         "endless-trailers": Case(repeats(chunked + chunk(JPEG) + b"0\r\n", b"a: b\r\n" * 1000, 10_000), "url_failed"),
         "endless-headers": Case(repeats(OK, b"a: b\r\n" * 1000, 10_000), "url_failed"),
         "endless-header": Case(repeats(OK + b"a: ", b"b" * 65536, 1000), "url_failed"),
-        "endless-interim-answers": Case(repeats(b"", b"HTTP/1.1 100 \r\n\r\n" * 1000, 10_000), "url_failed"),
+        "endless-interim-answers": Case(repeats(b"", b"HTTP/1.1 100 \r\n\r\n" * 1000, 10_000), "url_failed", is_work=True),
         "chain0": Case(redirects("/chain1"), "url_failed"),
         "loop": Case(redirects("/loop"), "url_failed"),
         "redirect-to-nowhere": Case(says(b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n"), "url_failed"),
@@ -187,7 +188,7 @@ def fetches(folder: Path, scale: float = 1.0) -> Outcome:
 
 async def served(scale: float) -> Outcome:
     everything = cases(rest=0.25 * scale)
-    asked = {name: case for name, case in everything.items() if case.path != "no"}
+    asked = {name: case for name, case in everything.items() if case.url != "none"}
     pages = {f"/{name}": case.page for name, case in everything.items()}
     names = {"good.example": [[PUBLIC]], "silent.example": [[SILENT]]}
     watch, wrong, slowest = Watch(), [], 0.0
@@ -198,12 +199,13 @@ async def served(scale: float) -> Outcome:
             (), connect_seconds=limits[0], read_seconds=limits[1], whole_seconds=limits[2], resolve=net.resolve, connect=net.connect
         )
         watching = asyncio.create_task(watch())
-        answers = await asyncio.gather(*(timed(fetcher, case.path or f"http://good.example/{name}") for name, case in asked.items()))
+        answers = await asyncio.gather(*(timed(fetcher, case.url or f"http://good.example/{name}") for name, case in asked.items()))
         watching.cancel()
         most = max(net.sent.values())
     for (name, case), (answer, seconds) in zip(asked.items(), answers):
         slowest = max(slowest, seconds)
-        if answer != case.expected or seconds > limits[2] + SLACK or net.sent[f"/{name}"] > MAX_BYTES + AHEAD:
+        is_right = answer == case.expected or (case.is_work and answer == "url_timeout")
+        if not is_right or seconds > limits[2] + SLACK or net.sent[f"/{name}"] > MAX_BYTES + AHEAD:
             wrong.append(f"{name}: {answer if isinstance(answer, str) else f'{len(answer)} bytes'} after {seconds:.1f} s")
     note = (
         f"slowest {slowest:.1f} s; at most {most / 2**20:.1f} MiB sent to one, {watch.most / 2**20:.0f} MiB more memory for all at once; "

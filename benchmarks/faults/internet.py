@@ -58,8 +58,7 @@ class Internet:
 
     async def trap(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.trapped += 1
-        while piece := await reader.read(2**16):
-            self.trapped_bytes += len(piece)
+        self.trapped_bytes += len(await reader.read(2**16))
         writer.close()
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
