@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import zlib
 import subprocess
 import sys
 import threading
@@ -63,7 +64,7 @@ def as_png(kind: int, pixel: bytes, clear: bytes) -> io.BytesIO:
     """One pixel of 16 bits, and the level or colour that is transparent."""
     chunk = pictures.chunk
     header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
-    rows = chunk(b"IDAT", image_faults.zlib.compress(b"\0" + pixel))
+    rows = chunk(b"IDAT", zlib.compress(b"\0" + pixel))
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", clear) + rows + chunk(b"IEND"))
 
 

@@ -16,6 +16,7 @@ from captioning.data.transforms import Transform
 from captioning.serving.app import application
 from captioning.serving.batching import Batcher, Waiting
 from captioning.serving.captioner import Asked, sentence
+from captioning.serving.fetch import MESSAGES, Refused
 from captioning.serving.problems import KINDS, Problem
 from captioning.serving.service import Limits, Service
 
@@ -130,6 +131,15 @@ def test_a_url_is_fetched_only_where_that_is_allowed(serve):
     answer = client.post("/describe?detail=1", json=body).json()
     assert asked == ["https://example.org/a.png"] and answer["description"] == describe(client, picture(4)).json()["description"]
     assert answer["picture"].startswith("data:image/jpeg;base64,")
+
+
+def test_why_a_url_is_refused_is_said_with_its_code_and_nothing_more(serve):
+    async def download(url):
+        raise Refused("url_refused") from OSError("10.1.2.3 does not answer")
+
+    answer = serve(download=download).post("/describe", json={"image_url": "http://a.example.org/"})
+    assert code(answer) == (422, "url_refused") and "10.1.2.3" not in answer.text
+    assert set(MESSAGES) <= set(KINDS)
 
 
 # What it refuses

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
+from captioning.serving.fetch import Refused
 from captioning.serving.problems import Problem
 from captioning.serving.service import Download, Limits, Room
 
@@ -87,4 +88,7 @@ async def from_url(body: bytes, download: Download | None) -> bytes:
         raise Problem("bad_request", 'the body must be {"image_url": "https://..."}')
     if download is None:
         raise Problem("urls_off", "image_url is not allowed here; send the image itself")
-    return await download(asked["image_url"])
+    try:
+        return await download(asked["image_url"])
+    except Refused as error:
+        raise Problem(error.code, str(error)) from error
