@@ -3,10 +3,10 @@
 import io
 import os
 import struct
-import zlib
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest

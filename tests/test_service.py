@@ -6,11 +6,16 @@ import logging
 import threading
 import time
 
+import hypothesis
 import pytest
+import schemathesis
 from conftest import ROOT
 from PIL import Image
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 from starlette.testclient import TestClient
 
+from benchmarks.faults.pictures import BOMBS, damaged
 from captioning.build.serving import open_captioner
 from captioning.data.transforms import Transform
 from captioning.serving.app import application
@@ -19,6 +24,13 @@ from captioning.serving.captioner import Asked, sentence
 from captioning.serving.fetch import MESSAGES, Refused
 from captioning.serving.problems import KINDS, Problem
 from captioning.serving.service import Limits, Service
+
+CONFORMANCE = [
+    not_a_server_error,
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+]
 
 
 def picture(number: int = 0, size=(40, 30), kind="PNG") -> bytes:
@@ -408,3 +420,38 @@ def test_every_code_is_in_the_documentation():
     text = (ROOT / "docs" / "serving.md").read_text()
     for name, kind in KINDS.items():
         assert f"| `{name}` | {kind.status} |" in text
+
+
+def test_described_with_others_a_picture_gets_the_caption_that_it_gets_alone(serve):
+    client = serve()
+    pictures = [picture(number) for number in range(16)]
+    alone = [describe(client, its).json() for its in pictures]
+    files = [("file", (f"{number}.png", its)) for number, its in enumerate(pictures)]
+    assert client.post("/describe", files=files).json()["results"] == alone
+    assert 'captioning_batch_pictures_bucket{le="1.0"} 16.0' in client.get("/metrics").text  # and the others were in larger ones
+
+
+def test_broken_pictures_and_bombs_are_the_clients_fault_and_have_a_code(serve):
+    client = serve()
+    made = {name: content for name, content in damaged(20, 12, 24).items() if isinstance(content, bytes)} | BOMBS
+    for name, content in made.items():
+        answer = describe(client, content)
+        if answer.status_code != 200 or name in BOMBS or name.startswith("kind-"):
+            assert code(answer) in ((422, "image_unreadable"), (400, "bad_request")), name
+    assert client.get("/readyz").status_code == 200
+
+
+def test_no_request_that_a_tool_makes_of_the_openapi_gets_a_fault_or_an_answer_that_is_not_in_it(serve):
+    openapi, count = schemathesis.openapi.from_asgi("/openapi.json", serve(Limits(images=2)).app), 0
+    for operation in openapi.get_all_operations():
+
+        @hypothesis.given(case=operation.ok().as_strategy())
+        @hypothesis.settings(
+            max_examples=15, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        )
+        def check(case):
+            case.call_and_validate(checks=CONFORMANCE)
+
+        check()
+        count += 1
+    assert count == 5

@@ -142,11 +142,12 @@ def test_an_answer_that_nobody_reads_does_not_hold_its_connection(running):
         time.sleep(0.02)
 
 
-def test_a_large_head_is_refused_in_the_shape_of_all_errors(running):
+@pytest.mark.parametrize("large", [b"X-Large: " + b"x" * 20_000 + b"\r\n", b"X-Large: " + b"x" * 500_000 + b"\r\n", b"X: y\r\n" * 4000])
+def test_a_large_head_is_refused_in_the_shape_of_all_errors(running, large):
     connection = running().connect()
-    connection.sendall(head(more=b"X-Large: " + b"x" * 500_000 + b"\r\n"))
+    connection.sendall(head(more=large))
     status, body, _ = answer(connection)
-    assert (status, body["error"]["code"]) == (400, "bad_request")
+    assert (status, body["error"]["code"]) == (431, "head_too_large")
 
 
 def test_nonsense_is_refused_in_the_shape_of_all_errors(running):
@@ -183,6 +184,19 @@ def test_where_there_is_no_room_the_refused_is_not_parsed_and_its_body_not_taken
     its.service.inside = 0
     connection.sendall(head() + PNG)
     assert answer(connection)[0] == 200
+
+
+def test_thousands_of_tiny_chunks_do_not_keep_others_waiting(running):
+    its = running()
+    large, other = its.connect(), its.connect()
+    large.sendall(b"POST /describe HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n")
+    sending = threading.Thread(target=large.sendall, args=(b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n",))
+    began = time.monotonic()
+    sending.start()
+    other.sendall(head() + PNG)
+    assert answer(other)[0] == 200 and time.monotonic() - began < 1
+    assert answer(large)[0] == 422
+    sending.join()
 
 
 def test_without_room_a_head_that_comes_in_pieces_is_refused_too(running):

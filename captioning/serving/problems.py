@@ -19,6 +19,7 @@ KINDS = {
     "too_many_images": Kind(413, "more images, or more other parts, than one request may have"),
     "unsupported_media_type": Kind(415, "a multipart form, an image, or JSON is needed"),
     "invalid_parameter": Kind(422, "a parameter is out of its range"),
+    "head_too_large": Kind(431, "the request's line and headers have more than 16 KiB"),
     "image_unreadable": Kind(422, "not an image that can be read, or one of too many pixels"),
     "url_refused": Kind(422, "this URL may not be asked for"),
     "url_failed": Kind(422, "the URL gave no answer that can be used"),

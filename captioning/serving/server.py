@@ -18,7 +18,6 @@ from captioning.serving.service import Service
 from captioning.serving.wire import PATIENCE, Wire
 
 logger = logging.getLogger("captioning.serve")
-HEAD_BYTES = 2**14  # a request's line and headers
 HANGS = 70  # exit code (EX_SOFTWARE): the model hangs, which no thread can be freed from
 
 
@@ -67,7 +66,6 @@ def prepared(service: Service, model: dict[str, Any], *, api_key: str | None = N
         server_header=False,
         timeout_keep_alive=int(PATIENCE),
         timeout_graceful_shutdown=int(service.limits.deadline + PATIENCE),
-        h11_max_incomplete_event_size=HEAD_BYTES,
     )
     server = Server(config)
     server.service = service

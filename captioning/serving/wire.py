@@ -2,36 +2,36 @@
 
 import asyncio
 import json
-import re
 import uuid
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from captioning.serving.problems import Problem
 from captioning.serving.service import Service
 
 PATIENCE = 10.0  # seconds, for the head of a request, for its body, between two requests, for an answer to be read
-BYTES_A_SECOND = 2**16  # a body that comes at this rate may take longer: a photograph over a poor line
+BYTES_A_SECOND, MORE_PATIENCE = 2**16, 50.0  # a body that comes so fast may take so much longer: a photograph over a poor line
+HEAD_BYTES = 2**14  # a request's line and headers
 CONNECTIONS = 1000
-LENGTH = re.compile(rb"\r\ncontent-length: *(\d{1,9})(?=\r\n|$)")
 
 
-class Wire(H11Protocol):
-    """Where there is no room, a picture is refused before its request is parsed: what would cost a millisecond costs a twentieth of it,
-    so that a flood of them does not take the time of those that were let in.
+class Wire(HttpToolsProtocol):
+    """Where there is no room, a picture is refused as soon as its head is there: what would cost a millisecond costs a twentieth of it, so
+    that a flood of them does not take the time of those that were let in.
 
     refused: told of each.
     """
 
-    clock: asyncio.TimerHandle | None = None
-    reading: asyncio.TimerHandle | None = None
+    clock: asyncio.TimerHandle | None = None  # runs while a request, or the rest of one, is awaited
+    reading: asyncio.TimerHandle | None = None  # runs while an answer is not read
     since = 0.0
-    received = 0
-    unheard = 0  # bytes of a refused body that are still to come
+    received = 0  # bytes since then
+    head_bytes = 0
+    in_head = in_message = False
+    is_ignored = False  # the message that is coming: it was answered from its head
 
     def __init__(self, service: Service, refused: Callable[[Problem], None], **given: Any):
         super().__init__(**given)
@@ -42,49 +42,73 @@ class Wire(H11Protocol):
         if len(self.connections) > CONNECTIONS:
             transport.abort()
             return
-        self.look()
-
-    def data_received(self, data: bytes) -> None:
-        self.received += len(data)
-        data = self.without_refused(data)
-        if data:
-            super().data_received(data)
-            self.look()
-
-    def without_refused(self, data: bytes) -> bytes:
-        """What is to be heard of it."""
-        while data:
-            swallowed = min(self.unheard, len(data))
-            self.unheard, data = self.unheard - swallowed, data[swallowed:]
-            between = self.conn.our_state is h11.IDLE and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-            size = size_of_picture(data) if between else 0
-            if not (size and (problem := self.service.refusal(1))):
-                break
-            self.unheard = size
-            self.refuse(problem)
-            self.refused(problem)
-            self.stop_clock()
-            self.look()
-        return data
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        if not self.transport.is_closing():
-            self.look()
+        self.start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self.stop_clock()
-        if self.reading is not None:
-            self.reading.cancel()
+        for timer in (self.clock, self.reading):
+            if timer is not None:
+                timer.cancel()
 
-    def look(self) -> None:
-        """The clock runs, from one beginning, while a request or the rest of one is awaited."""
-        if self.conn.their_state not in (h11.IDLE, h11.SEND_BODY):
+    # What arrives
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        super().data_received(data)
+        if self.in_head and self.received > HEAD_BYTES:
+            self.refuse_large_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_head = self.in_message = True
+        self.head_bytes, self.is_ignored = 0, False
+        self.start_clock()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self.head_bytes += len(name) + len(value) + 4
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        answers = self.cycle is None or self.cycle.response_complete  # else an answer to a request before this one must come first
+        if self.head_bytes + len(self.url) > HEAD_BYTES and answers:
+            self.is_ignored = True
+            self.refuse_large_head()
+        elif answers and self.is_picture() and (problem := self.service.refusal(1)):
+            self.is_ignored = True
+            self.refuse(problem)
+            self.refused(problem)
+        else:
+            super().on_headers_complete()
+
+    def is_picture(self) -> bool:
+        """One that comes without being waited for: `Expect: 100-continue` is answered in the usual way."""
+        return self.url.partition(b"?")[0] == b"/describe" and self.parser.get_method() == b"POST" and not self.expect_100_continue  # type: ignore[union-attr]
+
+    def on_body(self, body: bytes) -> None:
+        if not self.is_ignored:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.in_message = False
+        if not self.is_ignored:
+            super().on_message_complete()
+        if self.is_ignored or self.cycle.response_complete:
+            self.start_clock()
+        else:
             self.stop_clock()
-        elif self.clock is None:
-            self.since, self.received = self.loop.time(), 0
-            self.clock = self.loop.call_later(PATIENCE, self.late)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not (self.in_message or self.transport.is_closing()):
+            self.start_clock()
+
+    # What it takes
+
+    def start_clock(self) -> None:
+        self.stop_clock()
+        self.since, self.received = self.loop.time(), 0
+        self.clock = self.loop.call_later(PATIENCE, self.late)
 
     def stop_clock(self) -> None:
         if self.clock is not None:
@@ -93,28 +117,15 @@ class Wire(H11Protocol):
 
     def late(self) -> None:
         self.clock = None
-        allowed = PATIENCE + (self.received / BYTES_A_SECOND if self.conn.their_state is h11.SEND_BODY else 0)
+        in_body = self.in_message and not self.in_head
+        allowed = PATIENCE + (min(MORE_PATIENCE, self.received / BYTES_A_SECOND) if in_body else 0)
         left = self.since + allowed - self.loop.time()
         if left > 0.01:
             self.clock = self.loop.call_later(left, self.late)
         elif not self.transport.is_closing():
-            if self.received and not self.unheard:
+            if self.in_message and not self.is_ignored:
                 self.refuse(Problem("request_timeout", "the request took too long to arrive"))
             self.transport.close()
-
-    def send_400_response(self, msg: str) -> None:
-        self.refuse(Problem("bad_request", msg))
-        self.transport.close()
-
-    def refuse(self, problem: Problem) -> None:
-        """What no application has seen is answered as it would be."""
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            return
-        request_id = uuid.uuid4().hex
-        body = json.dumps(problem.body(request_id)).encode()
-        status, after = HTTPStatus(problem.status), f"Retry-After: {problem.retry_after}" if problem.retry_after else "Connection: close"
-        head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-        self.transport.write(f"{head}X-Request-ID: {request_id}\r\n{after}\r\n\r\n".encode() + body)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -126,13 +137,21 @@ class Wire(H11Protocol):
             self.reading.cancel()
             self.reading = None
 
+    # What no application has seen is answered as it would be
 
-def size_of_picture(data: bytes) -> int:
-    """Bytes of the request for a description that begins here; 0 where it is another, or not to be told from its first bytes."""
-    head, end, _ = data.partition(b"\r\n\r\n")
-    head = head.lower()
-    lengths = LENGTH.findall(head)
-    plain = (
-        head.startswith((b"post /describe ", b"post /describe?")) and b"\r\nexpect:" not in head and b"\r\ntransfer-encoding" not in head
-    )
-    return len(head) + len(end) + int(lengths[0]) if end and plain and len(lengths) == 1 else 0
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(Problem("bad_request", msg))
+        self.transport.close()
+
+    def refuse_large_head(self) -> None:
+        self.refuse(Problem("head_too_large", f"the request's line and headers have more than {HEAD_BYTES:,} bytes"))
+        self.transport.close()
+
+    def refuse(self, problem: Problem) -> None:
+        if self.transport.is_closing() or (self.cycle and self.cycle.response_started and not self.cycle.response_complete):
+            return
+        request_id = uuid.uuid4().hex
+        body = json.dumps(problem.body(request_id)).encode()
+        status, after = HTTPStatus(problem.status), f"Retry-After: {problem.retry_after}" if problem.retry_after else "Connection: close"
+        head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}X-Request-ID: {request_id}\r\n{after}\r\n\r\n".encode() + body)
