@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.pictures import BOMBS, damaged
@@ -90,6 +91,7 @@ def bodies(run: Path, pictures: list[bytes], folder: Path) -> Outcome:
     files = b"".join(part % (b"file", b'; filename="a.png"') for _ in range(1001)) + b"--b--\r\n"
     fields = b"".join(part % (b"f%d" % number, b"") for number in range(1001)) + b"--b--\r\n"
     large = part[:-5] % (b"file", b'; filename="a.png"') + bytes(11 * 2**20) + b"\r\n--b--\r\n"
+    many: dict[str, Any] = {f"X_{number}": "y" for number in range(20_000)}
     form = {"Content_Type": "multipart/form-data; boundary=b"}
     chunk = b"10000\r\n" + bytes(2**16) + b"\r\n"
     unsized = b"POST /describe HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -101,7 +103,7 @@ def bodies(run: Path, pictures: list[bytes], folder: Path) -> Outcome:
         "1,001 files": (request("POST", "/describe", files, **form), {413, 400}),
         "1,001 fields": (request("POST", "/describe", fields, **form), {413, 400}),
         "a header of 1 MB": (request("GET", "/healthz", X_Large="x" * 1_000_000), {400, 431}),
-        "20,000 headers": (request("GET", "/healthz", **{f"X_{number}": "y" for number in range(20_000)}), {400, 431}),
+        "20,000 headers": (request("GET", "/healthz", **many), {400, 431}),
         "a path of 1 MB": (request("GET", "/" + "x" * 1_000_000), {400, 414, 431}),
     }  # fmt: skip
     passed, most, wrong = 0, 0.0, []
