@@ -219,6 +219,12 @@ def test_the_most_that_is_taken_is_taken_and_a_byte_more_is_not():
     assert answers == [most, "url_too_large", "url_too_large"]
 
 
+def test_long_headers_are_taken_and_endless_ones_are_not():
+    pages = {f"/{length}": says(sized(JPEG, more=b"a: %b\r\n" % (b"b" * length))) for length in (20_000, 60_000)}
+    *answers, _ = download("http://good.example/20000", "http://good.example/60000", pages=pages)
+    assert answers == [JPEG, "url_failed"]
+
+
 def test_a_server_that_falls_silent_is_left_before_the_whole_time_is_over():
     began = time.monotonic()
     answer, _ = download("http://good.example/silent", pages={"/silent": says(sized(JPEG, 10**6), pause=60)}, read_seconds=0.1)
