@@ -22,8 +22,9 @@ from benchmarks.faults.fetching import JPEG, redirects, repeats, says, sized
 from benchmarks.faults.internet import PUBLIC, PUBLIC_6, SILENT, Internet
 from benchmarks.faults.urls import FORBIDDEN, SPELLINGS
 from captioning.data.images import FORMATS
+from captioning.serving import fetch
 from captioning.serving.addresses import is_public
-from captioning.serving.fetch import IMAGE, MAX_BYTES, MESSAGES, SIGNATURES, Fetcher, Refused, connect_to, look_up
+from captioning.serving.fetch import IMAGE, MAX_BYTES, MESSAGES, SIGNATURES, Exchange, Fetcher, Refused, connect_to, look_up
 from captioning.serving.urls import Forbidden, Target, read_url
 
 NAMES = {"good.example": [[PUBLIC]], "other.example": [[PUBLIC]]}
@@ -97,6 +98,12 @@ def test_a_url_is_read_in_one_plain_spelling_or_forbidden(url):
     else:
         assert str(ipaddress.ip_address(target.host)) == target.host
     assert read_url(f"{target.scheme}://{target.authority}{target.path}") == target
+
+
+@pytest.mark.parametrize("url", [url for url in SPELLINGS if not url.startswith(("http://127.0.0.1#", "http://127.0.0.1?"))])
+def test_odd_spellings_are_forbidden_whatever_the_resolver_makes_of_them(url):
+    with pytest.raises(Forbidden):
+        read_url(url)
 
 
 def test_plain_urls_are_read_as_they_are_meant():
@@ -212,6 +219,18 @@ def test_the_most_that_is_taken_is_taken_and_a_byte_more_is_not():
     assert answers == [most, "url_too_large", "url_too_large"]
 
 
+def test_long_headers_are_taken_and_endless_ones_are_not():
+    pages = {f"/{length}": says(sized(JPEG, more=b"a: %b\r\n" % (b"b" * length))) for length in (20_000, 60_000)}
+    *answers, _ = download("http://good.example/20000", "http://good.example/60000", pages=pages)
+    assert answers == [JPEG, "url_failed"]
+
+
+def test_a_server_that_falls_silent_is_left_before_the_whole_time_is_over():
+    began = time.monotonic()
+    answer, _ = download("http://good.example/silent", pages={"/silent": says(sized(JPEG, 10**6), pause=60)}, read_seconds=0.1)
+    assert answer == "url_timeout" and time.monotonic() - began < Fetcher().whole_seconds / 2
+
+
 def test_encoded_content_is_refused_unread():
     pages = {
         f"/{name}": says(sized(JPEG, more=b"Content-Encoding: %b\r\n" % name.encode()))
@@ -263,9 +282,10 @@ def test_a_lookup_that_hangs_holds_neither_its_request_nor_others(monkeypatch):
     async def ask():
         monkeypatch.setattr(socket, "getaddrinfo", hang)
         fetcher = Fetcher(whole_seconds=0.2)
-        asked = asyncio.gather(*(fetching.timed(fetcher, "http://good.example/") for _ in range(5)))
-        others = asyncio.get_running_loop().run_in_executor(None, time.monotonic)
+        asked = asyncio.gather(*(fetching.timed(fetcher, "http://good.example/") for _ in range(40)))
         began = time.monotonic()
+        await asyncio.sleep(0.01)
+        others = asyncio.get_running_loop().run_in_executor(None, time.monotonic)  # who have 32 threads at most
         assert await others - began < 1
         watch = fetching.Watch()
         watching = asyncio.create_task(watch())
@@ -313,8 +333,10 @@ def test_others_have_their_turn_between_the_smallest_pieces():
 
 
 @pytest.mark.parametrize(("scheme", "said"), [("http", b""), ("https", b""), ("http", sized(JPEG, 10**6))])
-def test_cancelling_closes_the_connection(scheme, said):
+def test_cancelling_closes_the_connection(scheme, said, monkeypatch):
     """While headers are waited for, in the middle of TLS's handshake, and in the middle of the body."""
+    kept = []  # or else Python would close what nobody knows any more
+    monkeypatch.setattr(fetch, "Exchange", lambda *parts: kept.append(Exchange(*parts)) or kept[-1])
 
     async def ask():
         closed = asyncio.Event()

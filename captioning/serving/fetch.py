@@ -15,11 +15,10 @@ from captioning.serving.urls import Forbidden, Target, read_url
 
 MAX_BYTES = 10 * 2**20  # of the image
 MAX_REDIRECTS = 3
-MAX_HEADERS = 2**15  # bytes; h11 takes them apart in one go, which holds up the event loop for 50 ms at worst
+MAX_HEADERS = 2**15  # bytes, and a piece; h11 takes them apart in one go, which holds up the event loop for 50 ms at worst
 MAX_FRAMING = 2**17  # bytes of one answer that are not content: headers, interim answers, sizes of chunks, trailers
 MAX_ATTEMPTS = 4  # connections tried, of a name with more addresses
 PIECE = 2**14  # bytes read at a time
-WINDOW = 2**18  # bytes that the kernel takes ahead of us; left to itself it takes 6 MiB
 
 MESSAGES = {
     "url_refused": "this URL is not allowed: only http and https, on ports 80 and 443 of public hosts, are",
@@ -61,7 +60,6 @@ async def connect_to(address: str, port: int) -> socket.socket:
     connection = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, WINDOW)
         await asyncio.get_running_loop().sock_connect(connection, (address, port))
     except BaseException:
         connection.close()
