@@ -286,7 +286,7 @@ def batcher():
     made = []
 
     def make(describe=echo, **more) -> Batcher:
-        made.append(Batcher(describe, (PROBE, Asked()), **more))
+        made.append(Batcher(describe, (PROBE, [Asked()]), **more))
         until(lambda: not made[-1].fails)
         return made[-1]
 

@@ -31,9 +31,11 @@ class Batcher:
 
     wait: seconds that a picture may wait for company, where the thread is free. A batch that fails is done again one by one, so that
     one poisoned picture fails alone. Where the model fails on everything, the probe tells: until it is described, nothing else is.
+
+    probe: a picture, with what may be asked of it: the most first, the usual last. Full batches of it are described before all others.
     """
 
-    def __init__(self, describe: Describe, probe: tuple[Any, Any], *, most: int = 32, wait: float = 0.003):
+    def __init__(self, describe: Describe, probe: tuple[Any, Sequence[Any]], *, most: int = 32, wait: float = 0.003):
         self.describe, self.probe, self.most, self.wait = describe, probe, most, wait
         self.queue: deque[Waiting] = deque()
         self.changed = threading.Condition()
@@ -42,6 +44,7 @@ class Batcher:
         self.slowest = 0.0  # seconds of a batch, of those that ended
         self.seconds_each = 0.0  # a moving mean of seconds a picture, in batches as they come
         self.fails = True  # until the probe was described
+        self.is_warm = False
         self.closing = False
         self.on_batch: Callable[[int, float], None] = lambda pictures, seconds: None
         self.thread = self.begin()
@@ -65,23 +68,25 @@ class Batcher:
             self.changed.notify()
 
     def work(self) -> None:
-        self.heal(self.most)  # what is slow the first time is done before anybody waits
+        for asked in self.probe[1]:
+            self.seconds_each = 0.0
+            self.heal(self.most, asked)
+        self.fails, self.is_warm = False, True
         while batch := self.take():
             self.doing = batch
             self.run(batch)
             self.doing = []
             if self.fails:
-                self.heal(1)
+                self.heal(1, self.probe[1][-1])
+                self.fails = False
 
-    def heal(self, pictures: int) -> None:
+    def heal(self, pictures: int, asked: Any) -> None:
         """Describe so many probes until that works."""
         while not self.closing:
             try:
-                self.timed([self.probe[0]] * pictures, self.probe[1])
-                self.fails = False
+                self.timed([self.probe[0]] * pictures, asked)
                 return
             except Exception:
-                self.fails = True
                 logger.exception("the model fails on the probe")
                 time.sleep(0.5)
 

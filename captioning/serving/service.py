@@ -59,7 +59,8 @@ class Service:
         self.draining = False
         size = captioner.transform.size
         probe = captioner.prepare(Image.new("RGB", (size, size), "grey"))
-        self.batcher = Batcher(captioner, (probe, Asked()), most=limits.batch)
+        most = Asked(BEAM_SIZES, LENGTHS, BEAM_SIZES, looks=captioner.attends)
+        self.batcher = Batcher(captioner, (probe, [most, Asked()]), most=limits.batch)
 
     # How it is
 
@@ -81,7 +82,7 @@ class Service:
         if not self.batcher.thread.is_alive():
             return "dead"
         if self.batcher.fails:
-            return "failing" if self.batcher.seconds_each else "starting"
+            return "failing" if self.batcher.is_warm else "starting"
         return "stalled" if self.stalled_for > self.patience else "ready"
 
     # Who is let in
@@ -141,7 +142,7 @@ class Service:
         while True:
             await asyncio.sleep(0.2)
             state = self.state
-            if state not in ("failing", "starting"):
+            if state not in ("failing", "starting") or self.stalled_for > 0.5:  # a first batch may take long, a failing one does not
                 failing_since = time.monotonic()
             if state == "dead" and deaths < 3:
                 deaths += 1
@@ -151,9 +152,9 @@ class Service:
                 self.batcher.thread = self.batcher.begin()
             elif state == "dead":
                 self.give_up(end, "the model's thread died again and again")
-            elif self.stalled_for > max(self.limits.deadline, 2 * self.patience):
+            elif self.batcher.is_warm and self.stalled_for > max(self.limits.deadline, 2 * self.patience):
                 self.give_up(end, f"the model hangs for {self.stalled_for:.0f} s")
-            elif state == "failing" and time.monotonic() - failing_since > 6 * self.limits.deadline:
+            elif time.monotonic() - failing_since > 6 * self.limits.deadline:
                 self.give_up(end, "the model fails on everything")
 
     def give_up(self, end: Callable[[str], None], reason: str) -> None:
