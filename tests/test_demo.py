@@ -101,22 +101,22 @@ class Visitor:
 
     def __init__(self, address: str):
         self.address, self.session = address, os.urandom(6).hex()
-        self.api = f"{address}/gradio_api"
-        config = httpx.get(f"{address}/config").json()
+        self.api, self.client = f"{address}/gradio_api", httpx.Client(trust_env=False, timeout=60)
+        config = self.client.get(f"{address}/config").json()
         self.function = next(its["id"] for its in config["dependencies"] if its["api_name"] == "caption")
 
     def upload(self, content: bytes, name: str = "picture.png"):
-        return httpx.post(f"{self.api}/upload", files={"files": (name, content)})
+        return self.client.post(f"{self.api}/upload", files={"files": (name, content)})
 
     def join(self, *data):
         asked = {"data": data, "fn_index": self.function, "session_hash": self.session}
-        return httpx.post(f"{self.api}/queue/join", json=asked)
+        return self.client.post(f"{self.api}/queue/join", json=asked)
 
     def ask(self, content: bytes, model: str, beam_size: int = 3, captions: int = 1, name: str = "picture.png"):
         """-> caption, further captions, problem, tiles."""
         path = self.upload(content, name).json()[0]
         assert self.join(given(path), model, beam_size, captions).status_code == 200
-        with httpx.stream("GET", f"{self.api}/queue/data", params={"session_hash": self.session}, timeout=60) as lines:
+        with self.client.stream("GET", f"{self.api}/queue/data", params={"session_hash": self.session}) as lines:
             for line in lines.iter_lines():
                 if line.startswith("data:") and (message := json.loads(line[5:]))["msg"] == "process_completed":
                     assert message["success"], message
@@ -229,8 +229,8 @@ def test_neither_an_address_nor_a_file_that_was_not_uploaded_is_read(demo, tmp_p
                 (given(uploaded), "run", [{"value": given(path)}], 1),
             ):
                 assert visitor.join(*data).status_code == 403, data
-            assert httpx.get(f"{visitor.api}/file={path}".replace("\0", "%00"), follow_redirects=True).status_code == 404, path
-        assert httpx.get(f"{visitor.api}/file={uploaded}").content == noise(1)
+            assert visitor.client.get(f"{visitor.api}/file={path}".replace("\0", "%00"), follow_redirects=True).status_code == 404, path
+        assert visitor.client.get(f"{visitor.api}/file={uploaded}").content == noise(1)
         with_url = given(uploaded) | {"url": here}  # the page sends one; it is not looked at
         assert visitor.join(with_url, "run", 3, 1).status_code == 200
         for route in (
@@ -244,8 +244,8 @@ def test_neither_an_address_nor_a_file_that_was_not_uploaded_is_read(demo, tmp_p
             "runs",
         ):
             for method in ("GET", "POST"):
-                assert httpx.request(method, f"{visitor.api}/{route}").status_code == 404, route
-        assert httpx.get(f"{visitor.address}/monitoring").status_code == httpx.get(f"{visitor.address}/docs").status_code == 404
+                assert visitor.client.request(method, f"{visitor.api}/{route}").status_code == 404, route
+        assert [visitor.client.get(f"{visitor.address}/{page}").status_code for page in ("monitoring", "docs")] == [404, 404]
     finally:
         server.shutdown()
     asked = re.findall(r"^ASKED (.*)$", (folder / "log").read_text(), flags=re.MULTILINE)
@@ -255,9 +255,9 @@ def test_neither_an_address_nor_a_file_that_was_not_uploaded_is_read(demo, tmp_p
 def test_more_than_ten_megabytes_are_refused_before_they_are_read(demo):
     visitor, folder = demo
     assert visitor.upload(b"x" * 10_100_000).status_code == 413
-    assert httpx.post(f"{visitor.api}/upload", content=iter([b"x"])).status_code == 411
+    assert visitor.client.post(f"{visitor.api}/upload", content=iter([b"x"])).status_code == 411
     asked = {"data": ["x" * 200_000], "fn_index": visitor.function, "session_hash": "x"}
-    assert httpx.post(f"{visitor.api}/queue/join", json=asked).status_code == 413
+    assert visitor.client.post(f"{visitor.api}/queue/join", json=asked).status_code == 413
     assert not [file for file in (folder / "tmp").rglob("*") if file.is_file() and file.stat().st_size > 1_000_000]
 
 
@@ -265,13 +265,14 @@ def test_every_path_in_a_request_is_found():
     assert list(paths_in({"data": [{"path": "a", "x": {"path": ["b"]}}, [[{"path": "c"}]], {"path": None}]})) == ["a", ["b"], "c"]
 
 
-def test_what_cannot_be_shown_is_said_in_one_line(run, tmp_path, capsys):
+def test_what_cannot_be_shown_is_said_in_one_line(demo, run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for options, sentence in [
         (["--run", str(run), "--run", str(run), "--run", str(run)], "is the same run twice"),
         (["--run", str(run), "--port", "0"], "--port 0: must be from 1 to 65535"),
         (["--run", str(run), "--examples", str(tmp_path / "empty")], "holds no picture"),
         (["--run", str(tmp_path)], "not a run directory"),
+        (["--run", str(run), "--port", demo[0].address.rpartition(":")[2]], "cannot be listened to there (Address already in use)"),
     ]:
         with pytest.raises(SystemExit) as exit:
             captioning_command(["demo", *options])
@@ -445,7 +446,8 @@ sys.path[0], sys.argv = ".", ["app.py"]
 try:
     runpy.run_path("app.py", run_name="__main__")
 finally:
-    print("FROM", *(module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "captioning"), sep="\\n", flush=True)
+    files = (module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "captioning")
+    print("FROM", *files, sep="\\n", flush=True)
 """
 
 

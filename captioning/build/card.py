@@ -18,6 +18,7 @@ from captioning.errors import UserError
 from captioning.training import checkpoint
 
 TASK = "image-to-text"
+ENGLISH = ("shapes", "flickr", "coco", "karpathy")  # readers of data sets that are captioned in it
 
 
 def rendered(template: str, content: dict[str, Any]) -> str:
@@ -64,7 +65,7 @@ def card(run: Path, copy: Path, *, kind: str, name: str, license: str | None) ->
             for key, value in scores.items()
         ]
         about = ModelCardData(
-            language="en",
+            language="en" if data.startswith(ENGLISH) else None,
             license=license,
             library_name="captioning",
             tags=tags,

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,51 +149,60 @@ def page(models: Mapping[str, Model], examples: Sequence[Path], title: str) -> "
             concurrency_limit=1,
         )
         name.change(lambda chosen: facts(models[chosen]), [name], [said], api_visibility="private")
+    blocks.space_id = None  # in a Space, the page would ask huggingface.co for a header, and Google for fonts
     return blocks.queue(max_size=WAITING, default_concurrency_limit=1)
 
 
-def theme() -> "gradio.themes.Base":
+def theme() -> Any:
     """Gradio's, with fonts of the machine, and colours dark enough to be read on white."""
-    import gradio
+    from gradio.themes import Default
 
     fonts = ["ui-sans-serif", "system-ui", "sans-serif"]
-    its = gradio.themes.Default(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "monospace"])
+    its = Default(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "monospace"])
     return its.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600", block_label_text_color="*neutral_600")
 
 
 @contextmanager
 def running(models: Mapping[str, Model], examples: Sequence[Path], title: str, *, host: str, port: int) -> Iterator[str]:
     """The page is served while this block lasts. -> Its address. UserError where the port is taken."""
+    check_free(host, port)
     with folders() as (uploads, shown):
         from starlette.middleware import Middleware
 
-        copies = [shutil.copy(file, shown / f"{number}{file.suffix}") for number, file in enumerate(examples)]
+        copies = [Path(shutil.copy(file, shown / f"{number}{file.suffix}")) for number, file in enumerate(examples)]
         blocks = page(models, copies, title)
-        try:
-            _, address, _ = blocks.launch(
-                server_name=host,
-                server_port=port,
-                share=False,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=MAX_UPLOAD,
-                footer_links=[],
-                run_history=False,
-                enable_monitoring=False,
-                ssr_mode=False,
-                pwa=False,
-                mcp_server=False,
-                allowed_paths=[str(shown)],
-                app_kwargs={"middleware": [Middleware(Gate, folder=uploads)]},  # type: ignore[arg-type]
-                theme=theme(),
-                css=CSS,
-            )
-        except OSError:
-            raise UserError(f"--host {host} --port {port}: cannot be listened to there; is another program at it?") from None
+        _, address, _ = blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_UPLOAD,
+            footer_links=[],
+            run_history=False,
+            enable_monitoring=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            allowed_paths=[str(shown)],
+            app_kwargs={"middleware": [Middleware(Gate, folder=uploads)]},  # type: ignore[arg-type]
+            theme=theme(),
+            css=CSS,
+        )
         try:
             yield address
         finally:
             blocks.close(verbose=False)
+
+
+def check_free(host: str, port: int) -> None:
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: one that has ended is no hindrance
+            listening.bind(where)
+    except OSError as error:
+        raise UserError(f"--host {host} --port {port}: cannot be listened to there ({error.strerror})") from None
 
 
 def serve(models: Mapping[str, Model], examples: Sequence[Path], title: str, *, host: str, port: int) -> None:
