@@ -61,13 +61,16 @@ def plain(drawings, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(finished, tmp_path_factory) -> Path:
-    """The finished run, evaluated."""
+def run(finished, drawings, tmp_path_factory) -> Path:
+    """The finished run, evaluated; its command names the folders of this machine."""
     from captioning.build.compose import composed
     from captioning.build.evaluation import evaluate
 
     path = shutil.copytree(finished, tmp_path_factory.mktemp("demo") / "run")
     evaluate(composed("eval", [f"run={path}", "split=test", "show=0", "device=cpu", "features=off"]))
+    about = json.loads((path / "env.json").read_text())
+    about["command"] = f"{path}/train.py data.root={drawings} run={path}"
+    (path / "env.json").write_text(json.dumps(about))
     return path
 
 
@@ -255,6 +258,8 @@ def test_neither_an_address_nor_a_file_that_was_not_uploaded_is_read(demo, tmp_p
 def test_more_than_ten_megabytes_are_refused_before_they_are_read(demo):
     visitor, folder = demo
     assert visitor.upload(b"x" * 10_100_000).status_code == 413
+    many = [("files", (f"{number}.png", b"x" * 4_000_000)) for number in range(3)]
+    assert visitor.client.post(f"{visitor.api}/upload", files=many).status_code == 413
     assert visitor.client.post(f"{visitor.api}/upload", content=iter([b"x"])).status_code == 411
     asked = {"data": ["x" * 200_000], "fn_index": visitor.function, "session_hash": "x"}
     assert visitor.client.post(f"{visitor.api}/queue/join", json=asked).status_code == 413
@@ -397,11 +402,17 @@ def test_only_what_was_published_before_is_replaced(run, published, tmp_path):
     folder = shutil.copytree(published, tmp_path / "folder")
     (folder / ".git").mkdir()
     (folder / "examples").mkdir()
-    for unwilling, sentence in [(folder, "--overwrite replaces it"), (ROOT, "was not published there"), (run, "is the run itself")]:
+    (tmp_path / "other" / "run").mkdir(parents=True)
+    for unwilling, sentence in [
+        (folder, "--overwrite replaces it"),
+        (tmp_path / "other", "holds a run that was not published there"),
+        (run, "is the run itself"),
+    ]:
         with pytest.raises(UserError, match=sentence):
             publish(run, unwilling, kind="model", name=None, license=None, overwrite=unwilling != folder)
     (folder / "captioning" / "old.py").write_text("")
     publish(run, folder, kind="model", name=None, license=None, overwrite=True)
+    assert list((tmp_path / "other").rglob("*")) == [tmp_path / "other" / "run"]
     assert (folder / ".git").is_dir() and (folder / "examples").is_dir() and not (folder / "captioning" / "old.py").exists()
     assert (folder / ".gitattributes").read_text() == (published / ".gitattributes").read_text()
     assert "# run\n" in (folder / "README.md").read_text() and not list(folder.glob(".publishing*"))
