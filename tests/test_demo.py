@@ -170,11 +170,11 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("broken.png", noise(1)[:200], "the image: cannot be decoded"),
-        ("text.jpg", b"no picture at all", "the image: not an image of a known format"),
-        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "the image: not an image of a known format"),
-        ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "the image: not an image of a known format"),
-        ("bomb.png", bomb(), "the image: 8000 x 8000 pixels; at most 50,000,000 pixels are read"),
+        ("broken.png", noise(1)[:200], "The image: cannot be decoded"),
+        ("text.jpg", b"no picture at all", "The image: not an image of a known format"),
+        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "The image: not an image of a known format"),
+        ("page.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "The image: not an image of a known format"),
+        ("bomb.png", bomb(), "The image: 8000 x 8000 pixels; at most 50,000,000 pixels are read"),
     ],
 )
 def test_what_is_no_picture_is_answered_in_one_sentence(demo, name, content, sentence):

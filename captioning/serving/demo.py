@@ -61,7 +61,7 @@ def answer(models: Mapping[str, Model], file: Path | None, name: Any, beam_size:
         image = captioner.read(file.read_bytes())  # bytes: a sentence about them does not name the folder
         best, *others = captioner([captioner.prepare(image)], asked)[0]
     except UserError as error:
-        return Answer(problem=str(error))
+        return Answer(problem=str(error)[:1].upper() + str(error)[1:])
     lines = "\n".join(f"{other.description}  (log p {other.log_p:.2f})" for other in others)
     picture = captioner.transform.picture(image).resize((TILE, TILE), Image.Resampling.BICUBIC)
     return Answer(best.description, lines, tiles(picture, best.caption.split(), best.attention))
