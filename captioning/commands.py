@@ -82,6 +82,27 @@ def need(module: str, extra: str) -> None:
         raise UserError(f"{module} is not installed: pip install 'captioning[{extra}]'")
 
 
+def run_serve(options: argparse.Namespace) -> None:
+    if options.allow_host and not options.allow_urls:
+        raise UserError(f"--allow-host {options.allow_host[0]}: needs --allow-urls")
+    try:
+        from captioning.build.serving import limits_of, open_captioner, read_key
+        from captioning.serving.server import listen, prepared, serve
+        from captioning.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise UserError(f'captioning serve: {error.name} is missing: pip install "captioning[serve]"') from None
+    limits, key = limits_of(options), read_key(options.api_key_file)
+    listener = listen(options.host, options.port)
+    captioner, model = open_captioner(options.run, options.device)
+    download = None
+    if options.allow_urls:
+        from captioning.serving.fetch import Fetcher
+
+        download = Fetcher(tuple(options.allow_host))
+    server = prepared(Service(captioner, limits, download), model, api_key=key, origins=options.cors_origin)
+    serve(server, listener, model["name"])
+
+
 def run_check_data(options: argparse.Namespace) -> None:
     from captioning.build.compose import as_dict, composed
     from captioning.build.objects import make_data

@@ -14,6 +14,8 @@ from PIL import Image
 
 from benchmarks.__main__ import ROWS
 from benchmarks.reliability import ROWS as FAULTS
+from benchmarks.serving import ALONE
+from benchmarks.serving import ROWS as SERVING
 from captioning import cli, commands
 from captioning.analysis import results
 from captioning.build import program as program_module
@@ -58,11 +60,13 @@ def test_every_command_of_the_documents_is_understood(command, monkeypatch):
             check(as_dict(composed("train", overrides)))
     elif words[:3] == ["python", "-m", "benchmarks.reliability"]:
         assert set(words[3:]) <= set(FAULTS)
+    elif words[:3] == ["python", "-m", "benchmarks.serving"]:
+        assert set(words[3:]) - {"--run", "runs/demo"} <= {*SERVING, *ALONE}
     elif words[:3] == ["python", "-m", "benchmarks"]:
         rows = [word for before, word in itertools.pairwise(words[2:]) if "--" not in before + word]
         assert all(fnmatch.filter(ROWS, row) for row in rows)
     else:
-        assert words[0] == "tensorboard"
+        assert words[0] in ("tensorboard", "curl", "docker", "pip")
 
 
 def test_an_unreadable_picture_is_one_plain_sentence_from_a_worker_process_too(tmp_path):

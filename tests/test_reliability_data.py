@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 from benchmarks.faults import captions as caption_faults
 from benchmarks.faults import images as image_faults
+from benchmarks.faults import pictures
 from captioning.data import annotations
 from captioning.data.captions import read_captions
 from captioning.data.check import check_splits
@@ -41,7 +43,7 @@ def test_bad_captions_are_read_right_or_refused_with_their_line(tmp_path):
 
 
 def test_a_file_cut_short_is_refused_or_gives_the_same_pixels(tmp_path):
-    for name, content in image_faults.seeds():
+    for name, content in pictures.seeds():
         whole, step = read_image(io.BytesIO(content)).tobytes(), max(1, len(content) // 40)
         for end in [*range(0, len(content), step), len(content) - 1, len(content) - 2, len(content) - 12, len(content) - 13]:
             try:
@@ -52,7 +54,7 @@ def test_a_file_cut_short_is_refused_or_gives_the_same_pixels(tmp_path):
 
 
 def test_a_png_whose_checksum_is_wrong_is_refused_though_it_decodes():
-    content = image_faults.PNG
+    content = pictures.PNG
     end = content.index(b"IEND") - 8  # the checksum of the pixels
     with pytest.raises(UserError, match="a checksum is wrong"):
         read_image(io.BytesIO(content[:end] + bytes([content[end] ^ 1]) + content[end + 1 :]))
@@ -60,9 +62,9 @@ def test_a_png_whose_checksum_is_wrong_is_refused_though_it_decodes():
 
 def as_png(kind: int, pixel: bytes, clear: bytes) -> io.BytesIO:
     """One pixel of 16 bits, and the level or colour that is transparent."""
-    chunk = image_faults.chunk
+    chunk = pictures.chunk
     header = struct.pack(">IIBBBBB", 1, 1, 16, kind, 0, 0, 0)
-    rows = chunk(b"IDAT", image_faults.zlib.compress(b"\0" + pixel))
+    rows = chunk(b"IDAT", zlib.compress(b"\0" + pixel))
     return io.BytesIO(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", clear) + rows + chunk(b"IEND"))
 
 
@@ -99,8 +101,8 @@ def test_cmyk_comes_in_its_colours_and_of_several_frames_the_first(tmp_path):
 
 
 def test_a_bmp_from_above_is_as_one_from_below():
-    content, (width, height) = image_faults.saved(image_faults.scene(), "BMP"), image_faults.scene().size
-    turned = read_image(io.BytesIO(image_faults.bmp(width, -height)))
+    content, (width, height) = pictures.saved(pictures.scene(), "BMP"), pictures.scene().size
+    turned = read_image(io.BytesIO(pictures.bmp(width, -height)))
     upright = np.asarray(read_image(io.BytesIO(content)))
     assert np.array_equal(np.asarray(turned), upright[::-1])
 
@@ -108,19 +110,19 @@ def test_a_bmp_from_above_is_as_one_from_below():
 def test_damaged_metadata_spoils_no_pixels(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    content = image_faults.saved(image_faults.scene(), "JPEG", exif=exif)
+    content = pictures.saved(pictures.scene(), "JPEG", exif=exif)
     damaged = content.replace(b"Exif\0\0MM", b"Exif\0\0??").replace(b"Exif\0\0II", b"Exif\0\0??")
     assert damaged != content and read_image(io.BytesIO(content)).size == (48, 64)
     assert read_image(io.BytesIO(damaged)).size == (64, 48)
 
 
 def test_every_orientation_is_made_upright():
-    picture = image_faults.scene(16, 8)
+    picture = pictures.scene(16, 8)
     turned = {1: picture, **{number: picture.transpose(method) for number, method in UNDONE.items()}}
     for number, image in turned.items():
         exif = Image.Exif()
         exif[0x0112] = number
-        assert read_image(io.BytesIO(image_faults.saved(image, "PNG", exif=exif))).tobytes() == picture.tobytes(), number
+        assert read_image(io.BytesIO(pictures.saved(image, "PNG", exif=exif))).tobytes() == picture.tobytes(), number
 
 
 UNDONE = {
@@ -132,7 +134,7 @@ UNDONE = {
 def test_a_disk_that_fails_is_not_the_pictures_fault(tmp_path, monkeypatch):
     import captioning.data.images as module
 
-    (tmp_path / "x.png").write_bytes(image_faults.PNG)
+    (tmp_path / "x.png").write_bytes(pictures.PNG)
     for number, kind in ((5, MachineError), (24, MachineError), (13, UserError)):
 
         def failing(file, number=number):
@@ -147,7 +149,7 @@ def test_a_disk_that_fails_is_not_the_pictures_fault(tmp_path, monkeypatch):
 def test_reading_in_threads_neither_warns_nor_changes_the_filters_of_warnings():
     code = """if True:
         import io, sys, threading, warnings
-        from benchmarks.faults.images import seeds, jpeg
+        from benchmarks.faults.pictures import seeds, jpeg
         from captioning.data.images import read_image
         before = list(warnings.filters)
         def read():
@@ -240,7 +242,7 @@ def test_names_of_images_stay_below_their_folder_and_can_be_names(name, tmp_path
 
 def test_check_data_finds_one_picture_under_two_spellings_in_two_splits(tmp_path):
     (tmp_path / "images").mkdir()
-    for name, content in (("a.png", image_faults.PNG), ("b.png", image_faults.PNG), ("c.jpg", image_faults.JPEG)):
+    for name, content in (("a.png", pictures.PNG), ("b.png", pictures.PNG), ("c.jpg", pictures.JPEG)):
         (tmp_path / "images" / name).write_bytes(content)
 
     def problems(*pairs):
@@ -259,7 +261,7 @@ def test_a_folder_a_pipe_and_a_device_never_make_it_wait(tmp_path):
     """Through the transform too, and in a thread: what would hang is found out."""
     reasons = {"folder.jpg": "is a folder", "fifo.jpg": "no regular file", "device.jpg": "no regular file", "circle.jpg": "cannot be read"}
     for kind, reason in reasons.items():
-        path, said = image_faults.write(tmp_path / kind, image_faults.KINDS[kind]), []
+        path, said = pictures.write(tmp_path / kind, pictures.KINDS[kind]), []
 
         def read(path=path, said=said):
             try:

@@ -1,0 +1,157 @@
+"""Connections that may not wait for ever: uvicorn's HTTP/1.1, with a clock for what is slow to arrive and slow to be read."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from captioning.serving.problems import Problem
+from captioning.serving.service import Service
+
+PATIENCE = 10.0  # seconds, for the head of a request, for its body, between two requests, for an answer to be read
+BYTES_A_SECOND, MORE_PATIENCE = 2**16, 50.0  # a body that comes so fast may take so much longer: a photograph over a poor line
+HEAD_BYTES = 2**14  # a request's line and headers
+CONNECTIONS = 1000
+
+
+class Wire(HttpToolsProtocol):
+    """Where there is no room, a picture is refused as soon as its head is there: what would cost a millisecond costs a twentieth of it, so
+    that a flood of them does not take the time of those that were let in.
+
+    refused: told of each.
+    """
+
+    clock: asyncio.TimerHandle | None = None  # runs while a request, or the rest of one, is awaited
+    reading: asyncio.TimerHandle | None = None  # runs while an answer is not read
+    since = 0.0
+    received = 0  # bytes since then
+    head_bytes = 0
+    in_head = in_message = False
+    is_ignored = False  # the message that is coming: it was answered from its head
+
+    def __init__(self, service: Service, refused: Callable[[Problem], None], **given: Any):
+        super().__init__(**given)
+        self.service, self.refused = service, refused
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+            return
+        self.start_clock()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        for timer in (self.clock, self.reading):
+            if timer is not None:
+                timer.cancel()
+
+    # What arrives
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        super().data_received(data)
+        if self.in_head and self.received > HEAD_BYTES:
+            self.refuse_large_head()
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.in_head = self.in_message = True
+        self.head_bytes, self.is_ignored = 0, False
+        self.start_clock()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self.head_bytes += len(name) + len(value) + 4
+
+    def on_headers_complete(self) -> None:
+        self.in_head = False
+        answers = self.cycle is None or self.cycle.response_complete  # else an answer to a request before this one must come first
+        if self.head_bytes + len(self.url) > HEAD_BYTES and answers:
+            self.is_ignored = True
+            self.refuse_large_head()
+        elif answers and self.is_picture() and (problem := self.service.refusal(1)):
+            self.is_ignored = True
+            self.refuse(problem)
+            self.refused(problem)
+        else:
+            super().on_headers_complete()
+
+    def is_picture(self) -> bool:
+        """One that comes without being waited for: `Expect: 100-continue` is answered in the usual way."""
+        return self.url.partition(b"?")[0] == b"/describe" and self.parser.get_method() == b"POST" and not self.expect_100_continue  # type: ignore[union-attr]
+
+    def on_body(self, body: bytes) -> None:
+        if not self.is_ignored:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.in_message = False
+        if not self.is_ignored:
+            super().on_message_complete()
+        if self.is_ignored or self.cycle.response_complete:
+            self.start_clock()
+        else:
+            self.stop_clock()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not (self.in_message or self.transport.is_closing()):
+            self.start_clock()
+
+    # What it takes
+
+    def start_clock(self) -> None:
+        self.stop_clock()
+        self.since, self.received = self.loop.time(), 0
+        self.clock = self.loop.call_later(PATIENCE, self.late)
+
+    def stop_clock(self) -> None:
+        if self.clock is not None:
+            self.clock.cancel()
+            self.clock = None
+
+    def late(self) -> None:
+        self.clock = None
+        in_body = self.in_message and not self.in_head
+        allowed = PATIENCE + (min(MORE_PATIENCE, self.received / BYTES_A_SECOND) if in_body else 0)
+        left = self.since + allowed - self.loop.time()
+        if left > 0.01:
+            self.clock = self.loop.call_later(left, self.late)
+        elif not self.transport.is_closing():
+            if self.in_message and not self.is_ignored:
+                self.refuse(Problem("request_timeout", "the request took too long to arrive"))
+            self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.reading = self.loop.call_later(PATIENCE, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self.reading is not None:
+            self.reading.cancel()
+            self.reading = None
+
+    # What no application has seen is answered as it would be
+
+    def send_400_response(self, msg: str) -> None:
+        self.refuse(Problem("bad_request", msg))
+        self.transport.close()
+
+    def refuse_large_head(self) -> None:
+        self.refuse(Problem("head_too_large", f"the request's line and headers have more than {HEAD_BYTES:,} bytes"))
+        self.transport.close()
+
+    def refuse(self, problem: Problem) -> None:
+        if self.transport.is_closing() or (self.cycle and self.cycle.response_started and not self.cycle.response_complete):
+            return
+        request_id = uuid.uuid4().hex
+        body = json.dumps(problem.body(request_id)).encode()
+        status, after = HTTPStatus(problem.status), f"Retry-After: {problem.retry_after}" if problem.retry_after else "Connection: close"
+        head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        self.transport.write(f"{head}X-Request-ID: {request_id}\r\n{after}\r\n\r\n".encode() + body)
