@@ -24,6 +24,21 @@ def main(arguments: list[str] | None = None) -> None:
     caption.add_argument("--device", default="auto")
     caption.add_argument("--json", action="store_true", help="one JSON object for all images")
 
+    demo = parts.add_parser("demo", help="a page in the browser: upload a picture, read its caption and where each word looked")
+    demo.add_argument("--run", required=True, action="append", type=Path, help="a run directory; repeat it to choose among models")
+    demo.add_argument("--host", default="127.0.0.1", help="0.0.0.0: whoever can reach this machine (default: %(default)s)")
+    demo.add_argument("--port", type=int, default=7860)
+    demo.add_argument("--examples", type=Path, metavar="DIR", help="pictures to choose from; default: test images, if the data is here")
+    demo.add_argument("--device", default="auto")
+
+    publish = parts.add_parser("publish", help="a folder to be pushed to the Hugging Face Hub: the run, its card and its demo")
+    publish.add_argument("run", type=Path, metavar="RUN")
+    publish.add_argument("folder", type=Path, metavar="DIR")
+    publish.add_argument("--kind", choices=["model", "space"], default="model", help="whose card README.md is (default: %(default)s)")
+    publish.add_argument("--name", help="of the model, in the card and on the page; default: the run directory's")
+    publish.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it: mit, cc-by-nc-4.0, ...")
+    publish.add_argument("--overwrite", action="store_true", help="what was published into DIR before; other files there stay")
+
     check = parts.add_parser(
         "check-data", help="counts, broken images, bad captions, leaks: `captioning check-data data=own data.root=DIR`"
     )

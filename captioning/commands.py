@@ -1,6 +1,7 @@
 """What the commands of `captioning` do: each opens what it needs and hands it on. What is heavy is imported where it is used."""
 
 import argparse
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -54,6 +55,31 @@ def run_caption(options: argparse.Namespace) -> None:
         print(f"{options.attention} shows where each word looked", file=sys.stderr)
     if refused:
         raise UserError("; ".join(refused))
+
+
+def run_demo(options: argparse.Namespace) -> None:
+    if not 1 <= options.port <= 65535:
+        raise UserError(f"--port {options.port}: must be from 1 to 65535")
+    need("gradio", "demo")
+    from captioning.build.demo import show
+
+    show(options.run, options.examples, host=options.host, port=options.port, device=options.device)
+
+
+def run_publish(options: argparse.Namespace) -> None:
+    need("gradio", "demo")
+    from captioning.build.publish import publish
+
+    for line in publish(
+        options.run, options.folder, kind=options.kind, name=options.name, license=options.license, overwrite=options.overwrite
+    ):
+        print(line)
+
+
+def need(module: str, extra: str) -> None:
+    """A package that comes with an extra."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{module} is not installed: pip install 'captioning[{extra}]'")
 
 
 def run_serve(options: argparse.Namespace) -> None:
