@@ -12,15 +12,21 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="captioning", description="Caption files, score, compare and report, check data, keep features.")
     parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    caption = parts.add_parser("caption", help="caption image files with a trained run")
-    caption.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    caption = parts.add_parser("caption", help="caption image files and whole folders with a trained run")
+    caption.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders, and patterns in quotes as in 'photos/**/*.jpg'")
     caption.add_argument("--run", required=True, type=Path, help="the run directory")
     caption.add_argument("--beam-size", type=int, default=3)
     caption.add_argument("--max-length", type=int, default=30)
+    caption.add_argument("--batch-size", type=int, default=16, help="pictures at once (default: %(default)s)")
     caption.add_argument("--n-best", action="store_true", help="all captions of the beam with their log p")
     caption.add_argument("--attention", type=Path, metavar="OUT.png", help="draw where each word looked")
     caption.add_argument("--device", default="auto")
     caption.add_argument("--json", action="store_true", help="one JSON object for all images")
+    caption.add_argument("--out", type=Path, metavar="FILE.jsonl", help="keep them there, a line each; the same command goes on")
+    caption.add_argument("--alt-csv", type=Path, metavar="FILE.csv", help="alt texts: image,alt_text")
+    caption.add_argument("--embed", default="", metavar="exif,xmp,iptc", help="copy the pictures, with their description within")
+    caption.add_argument("--into", type=Path, metavar="DIR", help="where the copies go")
+    caption.add_argument("--overwrite", action="store_true", help="in the copies, descriptions that are there already")
 
     check = parts.add_parser(
         "check-data", help="counts, broken images, bad captions, leaks: `captioning check-data data=own data.root=DIR`"
