@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -60,42 +60,33 @@ def keep(
     copies: Copies | None,
 ) -> None:
     """In files. What the caption file has already is taken from there; what was broken is tried once more, after all others."""
+    names, broken, before, captioned = list(files.paths), {}, 0, 0
     with ExitStack() as stack:
         for context in (its for its in (file, alt_texts) if its is not None):
             stack.enter_context(context)
 
-        def describe(record: dict[str, Any]) -> None:
-            if alt_texts:
-                alt_texts.add(record["image"], record["description"])
-            if copies and record["image"] in files.paths:
-                copies.add(record["image"], files.paths[record["image"]], record)
+        def describe(records: Iterable[dict[str, Any]]) -> None:
+            for record in (record for record in records if "error" not in record):
+                if alt_texts:
+                    alt_texts.add(record["image"], record["description"])
+                if copies and record["image"] in files.paths:
+                    copies.add(record["image"], files.paths[record["image"]], record)
 
-        names, broken, before = list(files.paths), {}, 0
-        to_do, again, there = names, [], set()
+        passes = [names]
         if file:
-            there = file.captioned | file.broken
-            before = sum(name in file.captioned for name in names)
-            to_do, again = still_to_do(names, file, batch_size), [name for name in names if name in file.broken]
-            for record in file.records() if alt_texts or copies else ():
-                if "error" not in record:
-                    describe(record)
-        captioned = before
+            passes = [still_to_do(names, file, batch_size), [name for name in names if name in file.broken]]
+            captioned = before = sum(name in file.captioned for name in names)
         try:
+            if file and (alt_texts or copies):
+                describe(file.records())
             with progress("captioning", len(names), before) as advance:
-                for is_again, some in ((False, to_do), (True, again)):
-                    for batch in in_batches(captioner, some, files, asked, batch_size):
-                        new = [(name, answer) for name, answer in batch if name not in there or is_again]
-                        broken.update({name: answer.problem for name, answer in new if answer.problem})
-                        records = [
-                            record_of(name, answer, asked.candidates > 1) for name, answer in new if not (is_again and answer.problem)
-                        ]
-                        good = [record for record in records if "error" not in record]
-                        if file:
-                            file.add(records)
-                        for record in good:
-                            describe(record)
-                        captioned += len(good)
-                        advance(len(new), f"{len(broken)} broken" if broken else "")
+                for batch in (batch for some in passes for batch in in_batches(captioner, some, files, asked, batch_size)):
+                    broken.update({name: answer.problem for name, answer in batch if answer.problem})
+                    records = [record_of(name, answer, asked.candidates > 1) for name, answer in batch]
+                    records = file.add(records) if file else records
+                    describe(records)
+                    captioned += sum("error" not in record for record in records)
+                    advance(len(records), f"{len(broken)} broken" if broken else "")
         except KeyboardInterrupt:
             if not file:
                 raise

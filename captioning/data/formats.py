@@ -8,4 +8,4 @@ FORMATS = (
     "BMP",
     "TIFF",
 )  # named, so that no other decoder (EPS: Ghostscript) ever starts
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".dib", ".tif", ".tiff")  # in any case
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".gif", ".bmp", ".tif", ".tiff")  # in any case

@@ -19,27 +19,38 @@ class AltTexts:
     """`image,alt_text` as CSV (RFC 4180, UTF-8), in its place when it is whole."""
 
     def __init__(self, path: Path):
-        self.path, self.unfinished = path, path.with_name(f"{path.name}.unfinished")
+        self.path, self.unfinished = path, path.parent / f"{path.name}.unfinished"
 
     def __enter__(self) -> "AltTexts":
+        if self.path.is_dir():
+            raise UserError(f"--alt-csv {self.path}: is a folder; a file is needed")
         try:
             self.file = open(self.unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="")
         except OSError as error:
-            raise UserError(f"--alt-csv {self.path}: cannot be written ({error.strerror})") from None
+            raise self.unwritten(error) from None
         self.rows = csv.writer(self.file, lineterminator="\n")
         self.rows.writerow(["image", "alt_text"])
         return self
 
     def add(self, name: str, description: str) -> None:
         """A name that a spreadsheet would take for a formula begins with `./`: it still is the file's."""
-        self.rows.writerow([f"./{name}" if name.startswith(FORMULA) else name, description])
+        try:
+            self.rows.writerow([f"./{name}" if name.startswith(FORMULA) else name, description])
+        except OSError as error:
+            raise self.unwritten(error) from None
 
     def __exit__(self, kind: object, *error: object) -> None:
-        self.file.close()
-        if kind is None:
-            self.unfinished.replace(self.path)
-        else:
+        try:
+            self.file.close()
+            if kind is None:
+                self.unfinished.replace(self.path)
+        except OSError as problem:
+            raise self.unwritten(problem) from None
+        finally:
             self.unfinished.unlink(missing_ok=True)
+
+    def unwritten(self, error: OSError) -> UserError:
+        return UserError(f"--alt-csv {self.path}: cannot be written ({error.strerror})")
 
 
 class Described(NamedTuple):

@@ -35,16 +35,18 @@ class CaptionFile:
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any]):
-        self.path, self.beside = path, path.with_name(f"{path.name}.about.json")
+        self.path, self.beside = path, path.parent / f"{path.name}.about.json"
         self.made_by = {"format": FORMAT, **made_by}
         self.captioned: set[str] = set()
         self.broken: set[str] = set()
 
     def __enter__(self) -> "CaptionFile":
-        self.refuse_another()
+        if self.path.is_dir():
+            raise UserError(f"--out {self.path}: is a folder; a file is needed")
         try:
             self.file = open(self.path, "a+b")
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it when its owner dies
+            self.refuse_another()
             new = self.beside.with_name(f"{self.beside.name}.new")
             new.write_text(json.dumps(self.made_by, indent=1) + "\n")
             new.replace(self.beside)
@@ -54,20 +56,14 @@ class CaptionFile:
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror})") from None
         for record in self.records():
-            if "error" in record:
-                self.broken.add(record["image"])
-            else:
-                self.captioned.add(record["image"])
-                self.broken.discard(record["image"])
+            self.note(record)
         return self
 
     def __exit__(self, *error: object) -> None:
         self.file.close()
 
     def refuse_another(self) -> None:
-        if self.path.is_dir():
-            raise UserError(f"--out {self.path}: is a folder; a file is needed")
-        if not self.path.exists() or self.path.stat().st_size == 0:
+        if self.path.stat().st_size == 0:
             return
         try:
             before = json.loads(self.beside.read_text())
@@ -94,13 +90,24 @@ class CaptionFile:
                     raise UserError(f"--out {self.path}: line {number} is none that this command writes; give another file, or take it out")
                 yield record
 
-    def add(self, records: Iterable[dict[str, Any]]) -> None:
-        """Whole lines at once, in the system's hands when this returns."""
+    def note(self, record: dict[str, Any]) -> bool:
+        """Whether it says more than is known."""
+        name, is_broken = record["image"], "error" in record
+        if name in self.captioned or (is_broken and name in self.broken):
+            return False
+        self.broken.discard(name)
+        (self.broken if is_broken else self.captioned).add(name)
+        return True
+
+    def add(self, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Those that are new, now in whole lines in the system's hands."""
+        new = [record for record in records if self.note(record)]
         try:
-            self.file.write(b"".join(line(record) for record in records))
+            self.file.write(b"".join(map(line, new)))
             self.file.flush()
         except OSError as error:
             raise UserError(f"--out {self.path}: cannot be written ({error.strerror}); the same command goes on") from None
+        return new
 
 
 def line(record: dict[str, Any]) -> bytes:

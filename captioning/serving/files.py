@@ -20,7 +20,8 @@ from captioning.serving.captioner import Asked, Candidate, Captioner
 
 THREADS = min(4, os.cpu_count() or 1)
 AHEAD = 2  # batches of pictures that are read while the model has another
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Files(NamedTuple):
