@@ -44,7 +44,7 @@ def find(given: Sequence[str], without: Path | None = None) -> Files:
     closed = identity(without) if without else None
     for text in given:
         if is_pattern(text):
-            tops = list(matches(fixed_part(text), pattern_parts(text), closed, set()))
+            tops = sorted(matches(fixed_part(text), pattern_parts(text), closed, set()), key=lambda path: path.split(os.sep))
         elif os.path.isdir(text):
             tops = [text]
         else:
@@ -52,7 +52,7 @@ def find(given: Sequence[str], without: Path | None = None) -> Files:
             files.paths.setdefault(name_below(folder, text), str(Path(text)))
             continue
         seen, count = {closed}, 0
-        for path in sorted((path for top in tops for path in walk(top, seen, files.problems)), key=lambda path: path.split(os.sep)):
+        for path in (path for top in tops for path in walk(top, seen, files.problems)):
             files.paths.setdefault(name_below(folder, path), path)
             count += 1
         if not count:
