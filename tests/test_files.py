@@ -20,7 +20,8 @@ from captioning.cli import main as captioning_command
 from captioning.data.formats import FORMATS, SUFFIXES
 from captioning.errors import UserError
 from captioning.serving.alt_text import described
-from captioning.serving.captioner import Asked
+from captioning.serving.caption_file import CaptionFile, still_to_do
+from captioning.serving.captioner import Asked, Captioner
 from captioning.serving.containers import container_of, jpeg_segments, jpeg_with, png_chunks, webp_chunks
 from captioning.serving.files import AHEAD, answers, find
 from captioning.serving.metadata import DC, Exif, Iptc, Xmp, data_set
@@ -144,10 +145,14 @@ def test_captions_in_any_batch_are_those_of_each_picture_alone(captioner, folder
     paths = list(find([str(folder)]).paths.values())
     for asked in (Asked(beam_size=1), Asked(beam_size=3, candidates=3)):
         alone, *others = (
-            [[its.caption for its in answer.candidates] for batch in answers(captioner, paths, asked, size) for answer in batch]
-            for size in (1, 3, len(paths), 99)
+            [answer for batch in answers(captioner, paths, asked, size) for answer in batch] for size in (1, 3, len(paths), 99)
         )
-        assert len(alone) == len(paths) and all(other == alone for other in others)
+        assert [answer.path for answer in alone] == paths
+        assert len({answer.candidates[0].log_p for answer in alone}) == len(paths)  # so that none can stand for another
+        for other in others:
+            for one, same in zip(alone, other, strict=True):
+                assert one.path == same.path and [its.caption for its in one.candidates] == [its.caption for its in same.candidates]
+                assert [its.log_p for its in same.candidates] == pytest.approx([its.log_p for its in one.candidates], abs=1e-5)
 
 
 def test_no_more_pictures_are_held_than_a_few_batches(captioner, folder):
@@ -221,6 +226,17 @@ def test_a_file_torn_anywhere_is_gone_on_with_to_the_same_bytes(caption, folder,
     assert code == 0 and out.read_bytes() == whole and "7 captioned" in said and "1 broken" in said
 
 
+def test_batches_are_cut_at_the_same_places_wherever_the_job_was_ended(tmp_path):
+    """Digits depend on the batch: what is to do begins with the whole batch in which the first missing picture was."""
+    names = [f"{index:02}" for index in range(20)]
+    with CaptionFile(tmp_path / "captions.jsonl", {}) as file:
+        for done in range(20):
+            assert still_to_do(names, file, 4) == names[done // 4 * 4 :]
+            file.add([{"image": names[done], **({"error": "broken"} if done % 3 == 0 else {"description": "A dog."})}])
+        assert still_to_do(names, file, 4) == []
+        assert still_to_do(["0new", *names, "new"], file, 4) == ["0new", "new"]
+
+
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGKILL, -9), (signal.SIGINT, 75)])
 def test_a_job_that_is_ended_goes_on_to_the_same_bytes(caption, finished, folder, number, expected):
     many = [f"{index:03}.png" for index in range(150)]
@@ -248,8 +264,6 @@ def test_what_is_captioned_is_not_read_again_and_new_pictures_are_added(caption,
     caption(folder, "--out", out)
     before = out.read_bytes()
     folder_of(folder, ["aa.jpg", "new.jpg"])
-    from captioning.serving.captioner import Captioner
-
     read, seen = Captioner.read, []
     monkeypatch.setattr(Captioner, "read", lambda self, path: (seen.append(path.name), read(self, path))[1])
     code, said, _ = caption(folder, "--out", out, "--batch-size", 1)
@@ -302,8 +316,6 @@ def test_captions_of_another_checkpoint_or_folder_or_origin_are_refused(caption,
 
 
 def test_two_processes_do_not_write_one_file(caption, folder):
-    from captioning.serving.caption_file import CaptionFile
-
     with CaptionFile(folder.parent / "captions.jsonl", {}):
         pass
     (folder.parent / "captions.jsonl.about.json").unlink()
