@@ -233,6 +233,7 @@ def test_batches_are_cut_at_the_same_places_wherever_the_job_was_ended(tmp_path)
         for done in range(20):
             assert still_to_do(names, file, 4) == names[done // 4 * 4 :]
             file.add([{"image": names[done], **({"error": "broken"} if done % 3 == 0 else {"description": "A dog."})}])
+            assert len(lines(file.path)) == done + 1  # at once: a kill costs no batch that is done
         assert still_to_do(names, file, 4) == []
         assert still_to_do(["0new", *names, "new"], file, 4) == ["0new", "new"]
 
