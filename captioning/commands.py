@@ -3,58 +3,66 @@
 import argparse
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 from captioning.errors import UserError
 
+MAX_DRAWN = 50  # pictures with their attention, one below the other
+
 
 def run_caption(options: argparse.Namespace) -> None:
-    for name in ("beam_size", "max_length"):
+    for name in ("beam_size", "max_length", "batch_size"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
-    import torch
+    keeps, kinds = options.out or options.alt_csv or options.embed, list(dict.fromkeys(filter(None, options.embed.split(","))))
+    if keeps and (options.json or options.attention):
+        raise UserError(f"{'--json' if options.json else '--attention'} shows captions; --out, --alt-csv and --embed keep them: not both")
+    if bool(kinds) != bool(options.into):
+        raise UserError("--embed KIND,KIND --into DIR: one without the other; the copies need a folder of their own")
+    from captioning.serving.alt_text import KINDS, AltTexts, Copies
 
-    from captioning.analysis.overlay import stacked
-    from captioning.analysis.samples import strip
-    from captioning.build.runs import load_run
-    from captioning.search import Beam
-    from captioning.training.distributed import find_device
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UserError(f"--embed {options.embed}: no {unknown[0]!r}. Allowed: {', '.join(KINDS)}")
+    if options.into and options.into.exists() and not options.into.is_dir():
+        raise UserError(f"--into {options.into}: is a file; a folder is needed")
+    from captioning.build.files import keep, show
+    from captioning.build.serving import open_captioner
+    from captioning.serving.caption_file import CaptionFile
+    from captioning.serving.captioner import Asked
+    from captioning.serving.files import find
 
-    device = find_device(options.device)
-    run = load_run(options.run, device)
-    if options.attention and not run.model.decoder.attends:
-        raise UserError(f"--attention {options.attention}: the decoder of {options.run} does not attend; attention and adaptive do")
+    captioner, about = open_captioner(options.run, options.device)
     out = options.attention
+    if out and not captioner.attends:
+        raise UserError(f"--attention {out}: the decoder of {options.run} does not attend; attention and adaptive do")
     if out and (out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp") or not out.absolute().parent.is_dir()):
         raise UserError(f"--attention {out}: must be a .png, .jpg or .webp file in a folder that exists")
-    search = Beam(options.beam_size, options.beam_size if options.n_best else 1, options.max_length)
-    result, strips, refused = {}, [], []
-    for path in options.images:
-        try:
-            image = run.transform.read(path)
-        except UserError as error:  # the others are still captioned
-            refused.append(str(error))
-            continue
-        pixels = run.transform(image)[None].to(device)
-        found = run.model.generate(pixels, search)
-        captions = [run.vocabulary.decode(ids) for ids in found.tokens[0].tolist()]
-        result[str(path)] = [{"caption": text, "log_p": score} for text, score in zip(captions, found.scores[0].tolist())]
-        if options.attention:
-            with torch.inference_mode():
-                attention = run.model.look(run.model.encoder(pixels), found.tokens[:, 0])
-            strips.append(strip(run.transform.picture(image), captions[0], None if attention is None else attention[0]))
-        if not options.json:
-            shown = result[str(path)] if options.n_best else result[str(path)][:1]
-            for item in shown:
-                print(f"{path}: {item['caption']}" + (f"  ({item['log_p']:.2f})" if options.n_best else ""))
-    if options.json:
-        print(json.dumps(result if options.n_best else {path: items[0]["caption"] for path, items in result.items()}, indent=1))
-    if strips:
-        stacked(strips).save(options.attention)
-        print(f"{options.attention} shows where each word looked", file=sys.stderr)
-    if refused:
-        raise UserError("; ".join(refused))
+    files = find(options.images, without=options.into)
+    if not files.paths:
+        raise UserError("; ".join(files.problems))
+    if out and len(files.paths) > MAX_DRAWN:
+        raise UserError(f"--attention {out}: draws {MAX_DRAWN} pictures at most, these are {len(files.paths):,}")
+    asked = Asked(options.beam_size, options.max_length, options.beam_size if options.n_best else 1, looks=bool(out))
+    if not keeps:
+        return show(captioner, files, asked, options.batch_size, as_json=options.json, attention=out)
+    made_by = {
+        "checkpoint": about["checkpoint"],
+        "beam_size": options.beam_size,
+        "max_length": options.max_length,
+        "n_best": options.n_best,
+        "folder": os.path.relpath(files.folder, (options.out or Path()).absolute().parent),  # both may move together
+    }
+    keep(
+        captioner,
+        files,
+        asked,
+        options.batch_size,
+        file=CaptionFile(options.out, made_by) if options.out else None,
+        alt_texts=AltTexts(options.alt_csv) if options.alt_csv else None,
+        copies=Copies(options.into, kinds, options.overwrite) if kinds else None,
+    )
 
 
 def run_demo(options: argparse.Namespace) -> None:

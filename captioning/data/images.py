@@ -11,16 +11,9 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from captioning.data.formats import FORMATS
 from captioning.errors import MachineError, UserError
 
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-)  # named, so that no other decoder (EPS: Ghostscript) ever starts
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 8 * MAX_PIXELS  # what so many pixels take at most, of four channels in 16 bits
 MAX_SCANNED = 30 * MAX_PIXELS  # a JPEG may go over its pixels again and again: 75 bytes and 40 ms a time at 50 megapixels
