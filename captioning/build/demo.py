@@ -7,11 +7,11 @@ from typing import Any
 from captioning.build.objects import make
 from captioning.build.runs import read_config
 from captioning.build.serving import open_captioner
+from captioning.data.formats import SUFFIXES
 from captioning.errors import UserError
 from captioning.serving.captioner import Captioner
 from captioning.serving.demo import Model, serve
 
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 EXAMPLES = 12
 
 
@@ -41,9 +41,9 @@ def is_readable(captioner: Captioner, file: Path) -> bool:
 def pictures_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"--examples {folder}: no such folder")
-    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
     if not found:
-        raise UserError(f"--examples {folder}: holds no picture ({', '.join(sorted(PICTURES))})")
+        raise UserError(f"--examples {folder}: holds no picture ({', '.join(SUFFIXES)})")
     return found[:EXAMPLES]
 
 
