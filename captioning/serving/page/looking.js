@@ -22,25 +22,35 @@ export function draw(canvas, attention, frame, ratio) {
   pen.drawImage(cells, ...box);
 }
 
-// "looked mostly at the upper left", by the thirds of the whole image.
+const NAMES = [
+  ["upper left", "top", "upper right"],
+  ["left", "centre", "right"],
+  ["lower left", "bottom", "lower right"],
+];
+const MORE = 1.6; // times what an even look would give to a place, for it to be named
+
+// "looked mostly at the upper left", by the thirds of the whole image; at most two of the nine places are named.
 export function place(attention, frame) {
-  const shares = new Map();
+  const places = new Map();
   const side = attention.length;
   const total = attention.flat().reduce((sum, value) => sum + value, 0) || 1;
   attention.forEach((row, down) =>
     row.forEach((value, across) => {
-      const name = third(frame.left + (frame.width * (across + 0.5)) / side, frame.top + (frame.height * (down + 0.5)) / side);
-      shares.set(name, (shares.get(name) ?? 0) + value / total);
+      const name = NAMES[third(frame.top + (frame.height * (down + 0.5)) / side)][third(frame.left + (frame.width * (across + 0.5)) / side)];
+      const its = places.get(name) ?? { name, share: 0, even: 0 };
+      places.set(name, { name, share: its.share + value / total, even: its.even + 1 / side ** 2 });
     }),
   );
-  const places = [...shares].sort((one, other) => other[1] - one[1]).filter(([, share], rank) => share >= (rank ? 0.3 : 0.35));
-  const names = places.slice(0, 2).map(([name]) => `the ${name}`);
-  return names.length ? `looked mostly at ${names.join(" and ")}` : "looked all over the image";
+  const [first, second] = [...places.values()].filter(({ share, even }) => share > MORE * even).sort((one, other) => other.share - one.share);
+  if (!first) return "looked all over the image";
+  const named = second && first.share < 2 * second.share ? [first, second] : [first];
+  const where = named.map(({ name }) => `the ${name}`).join(" and ");
+  const isMost = named.reduce((sum, { share }) => sum + share, 0) > 0.5;
+  return isMost ? `looked mostly at ${where}` : `looked at ${where} more than elsewhere`;
 }
 
-function third(across, down) {
-  const parts = [["upper", "", "lower"][Math.min(2, Math.floor(3 * down))], ["left", "", "right"][Math.min(2, Math.floor(3 * across))]];
-  return parts.filter(Boolean).join(" ") || "centre";
+function third(share) {
+  return Math.min(2, Math.floor(3 * share));
 }
 
 // One stop of the Tab key, the arrows go from word to word. shown(word or null) is called with the word under the pointer, else the

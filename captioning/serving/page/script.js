@@ -189,8 +189,8 @@ async function showResult(answer) {
 
 function candidate({ description, log_p }) {
   const item = document.createElement("li");
-  const share = 100 * Math.exp(log_p);
-  item.textContent = `${description} Probability ${share < 0.1 ? "less than 0.1" : share.toPrecision(2)}%.`;
+  const share = 100 * Math.exp(log_p); // of all that could be said
+  item.textContent = `${description} Probability ${share < 0.001 ? "less than 0.001" : share.toPrecision(2)}%.`;
   return item;
 }
 

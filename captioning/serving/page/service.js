@@ -8,7 +8,7 @@ const READ = /^image\/(jpeg|png|webp|gif|bmp|tiff)$/; // by the service; the bro
 const KEY = "captioning-api-key";
 
 export async function about() {
-  return read(await fetch("v1/model", { headers: withKey({}) }).catch(unreachable));
+  return read(await fetch("v1/model", { headers: withKey({}) }).catch(unreachable), "limits");
 }
 
 // source: a File, or the address of an image. limits: of the service, where they are known.
@@ -16,12 +16,14 @@ export async function describe(source, limits, signal) {
   const isFile = source instanceof Blob;
   const headers = withKey({ "Content-Type": isFile ? "application/octet-stream" : "application/json" });
   const body = isFile ? await content(source, limits) : JSON.stringify({ image_url: source });
-  return read(await fetch("describe?detail=1&num_captions=3", { method: "POST", headers, body, signal }).catch(unreachable));
+  const response = await fetch("describe?detail=1&num_captions=3", { method: "POST", headers, body, signal }).catch(unreachable);
+  return read(response, "description");
 }
 
-async function read(response) {
+// needed: a key without which it is the answer of something else.
+async function read(response, needed) {
   const answer = await response.json().catch(() => null);
-  if (response.ok && answer && !answer.error) return answer;
+  if (response.ok && answer?.[needed]) return answer;
   const error = answer?.error;
   if (!error?.code) throw new Refusal("not_json", { trace: `Status ${response.status}.` });
   throw new Refusal(error.code, {
