@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import re
 import shutil
 import threading
 import time
@@ -33,8 +34,35 @@ SEEN = """
 """
 SPEECH = """
   window.spoken = [];
-  Object.defineProperty(window, "speechSynthesis", {value: {
-    speak: (its) => { spoken.push([its.text, its.lang]); window.speaking = its; }, cancel: () => { window.speaking?.onend?.(); window.speaking = null; }}});
+  Object.defineProperty(window, "speechSynthesis", {configurable: true, value: {
+    speak: (its) => { spoken.push([its.text, its.lang]); window.speaking = its; },
+    cancel: () => { window.speaking?.onend?.(); window.speaking = null; },
+  }});
+"""
+DROP = """([bytes, name]) => {
+  const its = new DataTransfer();
+  if (name) its.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
+  const how = {bubbles: true, cancelable: true, dataTransfer: its};
+  for (const kind of ["dragover", "drop"]) document.querySelector("footer").dispatchEvent(new DragEvent(kind, how));
+}"""
+CLIP = """async (bytes) => {
+  const blob = new Blob([new Uint8Array(bytes)], {type: "image/png"});
+  await navigator.clipboard.write([new ClipboardItem({"image/png": blob})]);
+}"""
+RING = """() => {
+  const its = getComputedStyle(document.activeElement);
+  return its.outlineStyle != "none" && parseFloat(its.outlineWidth) >= 2;
+}"""
+DARK = """([left, top, width, height]) => {  // how dark this part of the overlay is, from 0 to 1; null without an overlay
+  const its = document.getElementById("overlay");
+  if (its.hidden) return null;
+  const box = [left * its.width, top * its.height, width * its.width, height * its.height];
+  const { data } = its.getContext("2d").getImageData(...box);
+  return data.filter((_, place) => place % 4 == 3).reduce((sum, value) => sum + value, 0) / (data.length / 4) / 255;
+}"""
+NO_CLIPBOARD = """
+  window.readText = navigator.clipboard.readText.bind(navigator.clipboard);
+  Object.defineProperty(navigator, "clipboard", {value: undefined});
 """
 
 
@@ -112,7 +140,8 @@ def visit(chromium, house):
         tab.on("request", lambda request: asked.append(request.url))
         with tab.expect_response("**/v1/model"):
             tab.goto(base)
-    
+        tab.wait_for_selector("#model:not(:empty), #key-form:not([hidden])")
+        return tab
 
     open_tab.expected = expected
     yield open_tab
@@ -142,6 +171,19 @@ def described(tab):
 
 def focused(tab):
     return tab.evaluate("document.activeElement.id || document.activeElement.textContent")
+
+
+def chooser(tab):
+    """The dialog for a file, to be called once it was asked for. (`expect_file_chooser` begins to look out too late, at times.)"""
+    chosen = []
+    tab.on("filechooser", lambda its: chosen.append(its))
+
+    def wait():
+        while not chosen:
+            tab.wait_for_timeout(20)
+        return chosen[0]
+
+    return wait
 
 
 def said(tab, region):
@@ -226,12 +268,9 @@ def test_while_it_works_it_says_so_once_and_can_be_cancelled_and_the_service_let
 
 def test_an_image_is_dropped_anywhere_on_the_page(visit):
     tab = visit()
-    drop = """([bytes, name]) => { const its = new DataTransfer(); if (name) its.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}));
-      for (const kind of ["dragover", "drop"]) document.querySelector("footer").dispatchEvent(
-        new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: its})) }"""
-    tab.evaluate(drop, [[], ""])
+    tab.evaluate(DROP, [[], ""])
     assert "no image" in refused(tab)
-    tab.evaluate(drop, [list(picture()), "dropped.png"])
+    tab.evaluate(DROP, [list(picture()), "dropped.png"])
     tab.wait_for_selector("#status p")
     assert said(tab, "status") == ["dropped.png is chosen. Press Describe."] and tab.evaluate("file.files[0].name") == "dropped.png"
     assert tab.inner_text("#problem") == "" and describe(tab)
@@ -239,8 +278,7 @@ def test_an_image_is_dropped_anywhere_on_the_page(visit):
 
 def test_an_image_is_pasted_from_the_clipboard(visit):
     tab = visit()
-    write = """async (bytes) => navigator.clipboard.write([new ClipboardItem({"image/png": new Blob([new Uint8Array(bytes)], {type: "image/png"})})])"""
-    tab.evaluate(write, list(picture()))
+    tab.evaluate(CLIP, list(picture()))
     tab.keyboard.press("Control+V")
     tab.wait_for_selector("#status p")
     assert "is chosen" in tab.inner_text("#status") and describe(tab)
@@ -273,10 +311,11 @@ def test_without_a_camera_there_is_no_such_button_and_a_phone_uses_its_own(visit
     denied.click("#photograph")
     assert refused(denied).startswith("The camera cannot be used.") and focused(denied) == "photograph"
     phone = visit(script="Object.defineProperty(HTMLInputElement.prototype, 'capture', {value: ''});")
-    with phone.expect_file_chooser() as chosen:
-        phone.click("#photograph")
-    assert chosen.value.element.get_attribute("capture") == "environment"
-    chosen.value.set_files(upload(picture(), "shot.png"))
+    chosen = chooser(phone)
+    phone.click("#photograph")
+    its = chosen()
+    assert its.element.get_attribute("capture") == "environment"
+    its.set_files(upload(picture(), "shot.png"))
     assert describe(phone)
 
 
@@ -313,9 +352,6 @@ def test_an_address_is_described_where_that_is_allowed_and_not_offered_elsewhere
     assert tab.input_value("#url") == "" and describe(tab)
 
 
-RING = """() => { const its = getComputedStyle(document.activeElement); return its.outlineStyle != "none" && parseFloat(its.outlineWidth) >= 2; }"""
-
-
 def test_the_keyboard_alone_leads_from_the_beginning_to_the_copied_description(visit):
     tab = visit()
     stops = []
@@ -329,10 +365,10 @@ def test_the_keyboard_alone_leads_from_the_beginning_to_the_copied_description(v
                 return
         raise AssertionError(stops)
 
+    chosen = chooser(tab)
     go_to("file")
-    with tab.expect_file_chooser() as chosen:
-        tab.keyboard.press("Enter")
-    chosen.value.set_files(upload(picture()))
+    tab.keyboard.press("Space")
+    chosen().set_files(upload(picture()))
     go_to("describe")
     tab.keyboard.press("Enter")
     text = described(tab)
@@ -349,11 +385,6 @@ def test_the_keyboard_alone_leads_from_the_beginning_to_the_copied_description(v
     tab.keyboard.press("Enter")
     assert tab.is_visible("#candidates")
     assert stops[:4] == ["file", "photograph", "describe", "speak"]
-
-
-DARK = """([left, top, width, height]) => { const its = document.getElementById("overlay"); if (its.hidden) return null;
-  const [w, h] = [its.width, its.height]; const data = its.getContext("2d").getImageData(left * w, top * h, Math.max(1, width * w), Math.max(1, height * h)).data;
-  let sum = 0; for (let n = 3; n < data.length; n += 4) sum += data[n]; return sum / data.length * 4 / 255; }"""
 
 
 def answer_of(*words, frame=(0, 0, 1, 1)):
@@ -374,7 +405,8 @@ def test_words_show_on_the_image_and_in_words_where_the_model_looked(visit):
     tab = visit()
     even = [[1 / 9] * 3] * 3
     two = [[0.5, 0, 0], [0, 0, 0], [0, 0, 0.5]]
-    answer = answer_of(("dogs", at(0, 0)), ("run", at(2, 2)), ("and", two), ("play", even), frame=(0.25, 0, 0.5, 1))
+    visit.expected.add(("", "Canvas2D"))  # of this test, which reads the canvas
+    answer = answer_of(("dogs", at(0, 0)), ("run", at(2, 2)), ("and", two), ("play", even), frame=(0.2, 0, 0.6, 1))
     tab.route("**/describe*", lambda route: route.fulfill(json=answer))
     describe(tab, picture(60, 30))
     words = tab.locator("#words button")
@@ -389,7 +421,7 @@ def test_words_show_on_the_image_and_in_words_where_the_model_looked(visit):
     words.nth(0).focus()
     box = [tab.locator(its).bounding_box() for its in ("#picture", "#overlay")]
     assert box[0] == box[1]
-    cell, other, outside = [0.25, 0, 0.05, 0.1], [0.7, 0.9, 0.05, 0.1], [0, 0, 0.24, 1]
+    cell, other, outside = [0.2, 0, 0.05, 0.1], [0.74, 0.9, 0.05, 0.1], [0, 0, 0.19, 1]
     assert tab.evaluate(DARK, cell) < 0.1 and tab.evaluate(DARK, other) > 0.7 and tab.evaluate(DARK, outside) > 0.7
     assert tab.inner_text("#looked") == labels[0]
     tab.keyboard.press("ArrowRight")
@@ -444,13 +476,12 @@ def test_the_description_is_spoken_until_it_is_stopped(visit):
     tab.click("#speak")
     tab.set_input_files("#file", upload(picture()))
     assert tab.evaluate("window.speaking") is None and len(tab.evaluate("spoken")) == 3
-    without = visit(script="delete window.speechSynthesis; delete Window.prototype.speechSynthesis;".replace("delete window", "delete globalThis"))
-    assert describe(without, picture())
+    without = visit(script="delete window.speechSynthesis;")
+    assert describe(without, picture()) and not without.is_visible("#speak") and without.is_visible("#copy")
 
 
 def test_it_is_copied_also_where_there_is_no_clipboard_to_ask(visit):
-    keep = "window.readText = navigator.clipboard.readText.bind(navigator.clipboard); Object.defineProperty(navigator, 'clipboard', {value: undefined});"
-    tab = visit(script=keep)
+    tab = visit(script=NO_CLIPBOARD)
     text = describe(tab, picture())
     tab.click("#copy")
     tab.wait_for_selector("#status p")
@@ -645,4 +676,4 @@ def test_the_page_is_light_and_names_no_other_host():
     files = {path.name: path.read_text() for path in PAGE.iterdir()}
     assert sum(len(text.encode()) for text in files.values()) < 48 * 1024
     assert not [name for name, text in files.items() if "innerHTML" in text or "localStorage" in text or "document.cookie" in text]
-    assert not [name for name, text in files.items() if "//" in text.replace("https://", "").replace("// ", "") and name == "index.html"]
+    assert [re.findall(r"//[\w.]", text) for text in files.values()] == [[]] * len(files)
