@@ -16,16 +16,12 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("fastapi", reason='no fastapi: pip install -e ".[serve]"')
-import uvicorn
-
 from captioning.build.serving import open_captioner
-from captioning.serving.app import application
+from captioning.serving.app import STATIC as PAGE
 from captioning.serving.problems import KINDS, Problem
-from captioning.serving.server import Server, listen
+from captioning.serving.server import listen, prepared
 from captioning.serving.service import Limits, Service
-from captioning.serving.wire import Wire
 
-PAGE = Path(application.__globals__["STATIC"])
 SEEN = """
   window.said = [];
   addEventListener("DOMContentLoaded", () => ["status", "problem", "answer"].forEach(id => new MutationObserver(() => {
@@ -79,9 +75,9 @@ def upload(content: bytes, name="a picture.png", kind="image/png"):
 
 
 @contextmanager
-def serving(app):
+def serving(service, model, api_key=None):
     listener = listen("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, http=Wire, ws="none", loop="asyncio", lifespan="off", log_config=None, access_log=False))
+    server = prepared(service, model, api_key=api_key)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
@@ -98,9 +94,8 @@ def house(finished):
     service = Service(captioner, Limits(megabytes=1))
     while service.state == "starting":
         time.sleep(0.01)
-    with serving(application(service, model)) as base, serving(application(service, model, api_key="sesame-1")) as locked:
+    with serving(service, model) as base, serving(service, model, api_key="sesame-1") as locked:
         yield SimpleNamespace(service=service, base=base, locked=locked)
-    service.close()
 
 
 @pytest.fixture(scope="module")
@@ -661,7 +656,6 @@ def test_nothing_moves_for_those_who_do_not_want_it(visit, motion):
     assert moving == (0 if motion == "reduce" else 1) and tab.evaluate("document.getElementById('bar').getBoundingClientRect().height > 4")
 
 
-@pytest.mark.xfail(strict=True, reason="the service's Content-Security-Policy has form-action 'none' yet; 'self' is needed")
 def test_without_javascript_a_plain_form_is_sent(visit, house, chromium):
     context = chromium.new_context(java_script_enabled=False)
     tab = context.new_page()

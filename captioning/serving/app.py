@@ -119,8 +119,11 @@ def application(
             deadline = time.monotonic() + service.limits.deadline
             from_url = request.headers.get("content-type", "").startswith("application/json")
 
-            async def one(picture: bytes) -> dict[str, Any]:
-                described = await service.describe(picture, asked, deadline, shows=detail and from_url)
+            async def one(picture: bytes) -> dict[str, Any] | Problem:
+                try:
+                    described = await service.describe(picture, asked, deadline, shows=detail and from_url)
+                except Problem as problem:
+                    return problem
                 return description(described, captions=num_captions, detail=detail, model=model)
 
             service.enter(len(pictures))
@@ -167,21 +170,20 @@ def application(
 
 
 async def while_there(request: Request, work: list[Any]) -> list[Any]:
-    """What is made of each, or its Problem. Where the client leaves, the work is dropped."""
-    done = asyncio.ensure_future(asyncio.gather(*work, return_exceptions=True))
+    """What each gives. Where the client leaves, the work is dropped."""
+    tasks = [asyncio.ensure_future(its) for its in work]
     left = asyncio.ensure_future(request.receive())  # after the body there is nothing to receive but its leaving
+    pending = set(tasks)
     try:
-        await asyncio.wait([done, left], return_when=asyncio.FIRST_COMPLETED)
-        if not done.done():
-            raise ClientDisconnect
-        results = done.result()
+        while pending:
+            finished, _ = await asyncio.wait({*pending, left}, return_when=asyncio.FIRST_COMPLETED)
+            pending -= finished
+            if left in finished and pending:
+                raise ClientDisconnect
+        return [its.result() for its in tasks]
     finally:
-        done.cancel()
-        left.cancel()
-    for result in results:
-        if isinstance(result, BaseException) and not isinstance(result, Problem):
-            raise result
-    return results
+        for its in (*tasks, left):
+            its.cancel()
 
 
 def answer_problems(app: FastAPI) -> None:

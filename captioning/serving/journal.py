@@ -18,7 +18,7 @@ GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 GONE = 499  # nobody was there any more to be answered
 PAGE = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'"
 DOCS = "default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'"
-NEVER = "; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+NEVER = "; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 

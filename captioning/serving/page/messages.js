@@ -9,6 +9,7 @@ export const SENTENCES = {
   not_found: "There is no describing service at this address. Ask whoever gave you the address of this page.",
   method_not_allowed: "The service does not take images here. Ask whoever gave you the address of this page.",
   request_timeout: "Sending the image took too long. Check your connection and try again, or choose a smaller image.",
+  head_too_large: "The service refused what this page sent: the address or the key is too long. Choose a shorter one.",
   too_large: "This image is too large for the service. Choose a smaller one.",
   too_many_images: "Only one image can be described at a time. Choose one image.",
   unsupported_media_type: "The service did not take this as an image. Choose a JPEG or PNG file.",
@@ -56,7 +57,7 @@ export class Refusal extends Error {
 
 export function sentence(refusal, limits) {
   const text = SENTENCES[refusal.code] ?? `${SENTENCES.unknown} Its code is ${refusal.code}.`;
-  const most = refusal.code.endsWith("too_large") && limits ? ` At most ${megabytes(limits.bytes)} are taken.` : "";
+  const most = ["too_large", "url_too_large"].includes(refusal.code) && limits ? ` At most ${megabytes(limits.bytes)} are taken.` : "";
   return text + most;
 }
 
