@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
-from captioning.serving.problems import Problem
+from captioning.serving.problems import KINDS, Problem
 
 logger = logging.getLogger("captioning.serve")
 GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -33,6 +33,8 @@ class Metrics:
         self.model_seconds = Histogram("captioning_batch_seconds", "The model's time for a batch", buckets=SECONDS, **kept)
         self.inside = Gauge("captioning_pictures_inside", "Pictures being read, waiting or being described", **kept)
         self.ready = Gauge("captioning_ready", "1 where /readyz is green", **kept)
+
+        self.refused = {code: self.requests.labels("/describe", KINDS[code].status, code) for code in ("overloaded", "not_ready")}
 
     def batch(self, pictures: int, seconds: float) -> None:
         self.pictures.inc(pictures)
@@ -88,7 +90,7 @@ class Journal:
 
     def refused(self, problem: Problem) -> None:
         """Before it came here. It has no line in the log: what refuses thousands a second must not write thousands of lines."""
-        self.metrics.requests.labels("/describe", problem.status, problem.code).inc()
+        self.metrics.refused[problem.code].inc()
 
     def headers(self, path: str, request_id: str) -> list[tuple[bytes, bytes]]:
         policy = (DOCS if path.startswith("/docs") else PAGE) + NEVER

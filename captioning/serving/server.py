@@ -1,6 +1,7 @@
 """The service on a port: one process, which answers what it has taken before it ends."""
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -29,6 +30,13 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: Any) -> None:
         self.service.draining = True
         super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        now = asyncio.get_running_loop().time()
+        for connection in list(self.server_state.connections):
+            connection.look(now)  # type: ignore[union-attr]
+        return await super().on_tick(counter)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -82,6 +90,8 @@ def serve(server: Server, listener: socket.socket, name: str) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     logger.info("listening", extra={"fields": {"url": f"http://{shown}:{port}/", "model": name}})
+    gc.collect()
+    gc.freeze()  # what is there now stays: to look through all of PyTorch for garbage again would hold up everybody for 0.2 s
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:  # uvicorn hands the signal on once all is answered

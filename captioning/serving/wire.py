@@ -1,6 +1,5 @@
 """Connections that may not wait for ever: uvicorn's HTTP/1.1, with a clock for what is slow to arrive and slow to be read."""
 
-import asyncio
 import json
 import uuid
 from collections.abc import Callable
@@ -25,10 +24,9 @@ class Wire(HttpToolsProtocol):
     refused: told of each.
     """
 
-    clock: asyncio.TimerHandle | None = None  # runs while a request, or the rest of one, is awaited
-    reading: asyncio.TimerHandle | None = None  # runs while an answer is not read
-    since = 0.0
-    received = 0  # bytes since then
+    awaited_since: float | None = None  # a request, or the rest of one
+    unread_since: float | None = None  # an answer
+    received = 0  # bytes, of what is awaited
     head_bytes = 0
     in_head = in_message = False
     is_ignored = False  # the message that is coming: it was answered from its head
@@ -41,14 +39,7 @@ class Wire(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > CONNECTIONS:
             transport.abort()
-            return
-        self.start_clock()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        for timer in (self.clock, self.reading):
-            if timer is not None:
-                timer.cancel()
+        self.begin_waiting()
 
     # What arrives
 
@@ -62,7 +53,7 @@ class Wire(HttpToolsProtocol):
         super().on_message_begin()
         self.in_head = self.in_message = True
         self.head_bytes, self.is_ignored = 0, False
-        self.start_clock()
+        self.begin_waiting()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         super().on_header(name, value)
@@ -94,48 +85,39 @@ class Wire(HttpToolsProtocol):
         if not self.is_ignored:
             super().on_message_complete()
         if self.is_ignored or self.cycle.response_complete:
-            self.start_clock()
+            self.begin_waiting()
         else:
-            self.stop_clock()
+            self.awaited_since = None
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if not (self.in_message or self.transport.is_closing()):
-            self.start_clock()
+            self.begin_waiting()
 
     # What it takes
 
-    def start_clock(self) -> None:
-        self.stop_clock()
-        self.since, self.received = self.loop.time(), 0
-        self.clock = self.loop.call_later(PATIENCE, self.late)
+    def begin_waiting(self) -> None:
+        self.awaited_since, self.received = self.loop.time(), 0
 
-    def stop_clock(self) -> None:
-        if self.clock is not None:
-            self.clock.cancel()
-            self.clock = None
-
-    def late(self) -> None:
-        self.clock = None
+    def look(self, now: float) -> None:
+        """Several times a second: has it waited too long?"""
+        if self.unread_since is not None and now > self.unread_since + PATIENCE:
+            self.transport.abort()
+        if self.awaited_since is None or self.transport.is_closing():
+            return
         in_body = self.in_message and not self.in_head
-        allowed = PATIENCE + (min(MORE_PATIENCE, self.received / BYTES_A_SECOND) if in_body else 0)
-        left = self.since + allowed - self.loop.time()
-        if left > 0.01:
-            self.clock = self.loop.call_later(left, self.late)
-        elif not self.transport.is_closing():
+        if now > self.awaited_since + PATIENCE + (min(MORE_PATIENCE, self.received / BYTES_A_SECOND) if in_body else 0):
             if self.in_message and not self.is_ignored:
                 self.refuse(Problem("request_timeout", "the request took too long to arrive"))
             self.transport.close()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.reading = self.loop.call_later(PATIENCE, self.transport.abort)
+        self.unread_since = self.loop.time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.reading is not None:
-            self.reading.cancel()
-            self.reading = None
+        self.unread_since = None
 
     # What no application has seen is answered as it would be
 
