@@ -9,7 +9,9 @@ from captioning.errors import plain_errors
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="captioning", description="Caption files, score, compare and report, check data, keep features.")
+    parser = argparse.ArgumentParser(
+        prog="captioning", description="Caption files, serve, score, compare and report, check data, keep features."
+    )
     parts = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     caption = parts.add_parser("caption", help="caption image files with a trained run")
@@ -75,6 +77,21 @@ def main(arguments: list[str] | None = None) -> None:
     export.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="torch: torch.export's .pt2 (default: %(default)s)")
     export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export-FORMAT; an export there is replaced")
     export.add_argument("--int8", action="store_true", help="ONNX with weights in 8 bits: a third of the size, slightly worse")
+
+    serve = parts.add_parser("serve", help="describe images over HTTP, with a web page")
+    serve.add_argument("--run", required=True, type=Path, help="the run directory")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 is every address of this machine")
+    serve.add_argument("--port", type=int, default=5000, help="default: %(default)s; 0 takes a free one")
+    serve.add_argument("--device", default="auto")
+    serve.add_argument("--deadline", type=float, default=10.0, metavar="S", help="seconds for an answer (default: %(default)s)")
+    serve.add_argument("--queue", type=int, default=128, metavar="N", help="images in the house at once (default: %(default)s)")
+    serve.add_argument("--batch", type=int, default=32, metavar="N", help="images described at once (default: %(default)s)")
+    serve.add_argument("--max-images", type=int, default=16, metavar="N", help="in one request (default: %(default)s)")
+    serve.add_argument("--max-megabytes", type=int, default=10, metavar="N", help="of one request (default: %(default)s)")
+    serve.add_argument("--allow-urls", action="store_true", help="fetch images by URL, from public addresses alone")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="HOST", help="only from these hosts; *.example.org too")
+    serve.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="whose pages may ask; may be repeated")
+    serve.add_argument("--api-key-file", type=Path, metavar="FILE", help="asked of all who describe; or CAPTIONING_API_KEY")
 
     parts.add_parser("doctor", help="versions, device, and what is missing for what")
 

@@ -15,7 +15,7 @@ def run_caption(options: argparse.Namespace) -> None:
     import torch
 
     from captioning.analysis.overlay import stacked
-    from captioning.analysis.samples import attention_over, strip
+    from captioning.analysis.samples import strip
     from captioning.build.runs import load_run
     from captioning.search import Beam
     from captioning.training.distributed import find_device
@@ -41,7 +41,7 @@ def run_caption(options: argparse.Namespace) -> None:
         result[str(path)] = [{"caption": text, "log_p": score} for text, score in zip(captions, found.scores[0].tolist())]
         if options.attention:
             with torch.inference_mode():
-                attention = attention_over(run.model, pixels, found.tokens[:, 0])
+                attention = run.model.look(run.model.encoder(pixels), found.tokens[:, 0])
             strips.append(strip(run.transform.picture(image), captions[0], None if attention is None else attention[0]))
         if not options.json:
             shown = result[str(path)] if options.n_best else result[str(path)][:1]
@@ -54,6 +54,27 @@ def run_caption(options: argparse.Namespace) -> None:
         print(f"{options.attention} shows where each word looked", file=sys.stderr)
     if refused:
         raise UserError("; ".join(refused))
+
+
+def run_serve(options: argparse.Namespace) -> None:
+    if options.allow_host and not options.allow_urls:
+        raise UserError(f"--allow-host {options.allow_host[0]}: needs --allow-urls")
+    try:
+        from captioning.build.serving import limits_of, open_captioner, read_key
+        from captioning.serving.server import listen, prepared, serve
+        from captioning.serving.service import Service
+    except ModuleNotFoundError as error:
+        raise UserError(f'captioning serve: {error.name} is missing: pip install "captioning[serve]"') from None
+    limits, key = limits_of(options), read_key(options.api_key_file)
+    listener = listen(options.host, options.port)
+    captioner, model = open_captioner(options.run, options.device)
+    download = None
+    if options.allow_urls:
+        from captioning.serving.fetch import Fetcher
+
+        download = Fetcher(tuple(options.allow_host))
+    server = prepared(Service(captioner, limits, download), model, api_key=key, origins=options.cors_origin)
+    serve(server, listener, model["name"])
 
 
 def run_check_data(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ LOWER = {  # layer: what it may import of this package, beside errors, kinds and
     "training": {"training", "data", "models", "metrics", "search", "sampling"},
     "analysis": {"analysis", "training", "data", "models", "metrics", "search"},
     "export": {"export", "data", "models", "search"},
+    "serving": {"serving", "data", "models", "search", "analysis"},
     "errors": set(), "kinds": set(), "randomness": set(), "doctor": set(),
 }  # fmt: skip
 ANYONE = {"errors", "kinds", "randomness", ""}

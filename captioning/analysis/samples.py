@@ -12,8 +12,7 @@ from captioning.data.dataset import ReferenceImages
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.models.caption_model import CaptionModel
-from captioning.models.features import Inputs
-from captioning.search import BOS, PAD, Search
+from captioning.search import Search
 from captioning.training.evaluate import to_device
 from captioning.training.logger import Logger
 
@@ -45,7 +44,7 @@ def captioned_pictures(
     model.eval()
     inputs = to_device(batch.images, next(model.parameters()).device)
     tokens = model.generate(inputs, search).tokens[:, 0]  # (B, T)
-    attention = attention_over(model, inputs, tokens)
+    attention = model.look(model.encoder(inputs), tokens)
     strips, lines = [], []
     for row, record in enumerate(images.records[: len(tokens)]):
         caption = vocabulary.decode(tokens[row].tolist())
@@ -58,12 +57,6 @@ def captioned_pictures(
         ]
     page = stacked(strips) if attention is not None else sheet(strips, columns=2)
     return page, lines
-
-
-def attention_over(model: CaptionModel, images: Inputs, tokens: Tensor) -> Tensor | None:
-    """(B, T, N): where each word of these captions (B, T) looked; None for a decoder that does not attend."""
-    bos = torch.full_like(tokens[:, :1], BOS)
-    return model.decoder(model.encoder(images), torch.cat([bos, tokens[:, :-1].clamp(min=PAD)], dim=1)).attention
 
 
 class Looked(NamedTuple):
@@ -80,7 +73,7 @@ def looked(model: CaptionModel, transform: Transform, vocabulary: Vocabulary, fi
     device = next(model.parameters()).device
     image, words = transform.read(file), caption.split()
     ids = [vocabulary.ids.get(word, vocabulary.unk) for word in words]
-    attention = attention_over(model, transform(image)[None].to(device), torch.tensor([[*ids, vocabulary.eos]], device=device))
+    attention = model.look(model.encoder(transform(image)[None].to(device)), torch.tensor([[*ids, vocabulary.eos]], device=device))
     assert attention is not None
     return Looked(transform.picture(image), words, attention[0, : len(words)])
 

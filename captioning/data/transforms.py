@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,15 @@ from captioning.kinds import Count, Fraction
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ENOUGH = 2  # times the pixels of the result: a JPEG reduced to these while it is decoded looks the same in the end
+
+
+class Frame(NamedTuple):
+    """What an encoder sees of an upright picture, as shares of its width and height."""
+
+    left: float
+    top: float
+    width: float
+    height: float
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,13 @@ class Transform:
         if self.fit == "squash":
             return image.resize((self.size, self.size), Image.Resampling.BICUBIC)
         return ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
+
+    def frame(self, width: int, height: int) -> Frame:
+        """What of a picture of this size is in `picture`."""
+        if self.fit == "squash":
+            return Frame(0.0, 0.0, 1.0, 1.0)
+        side = min(width, height)
+        return Frame((1 - side / width) / 2, (1 - side / height) / 2, side / width, side / height)
 
     def __call__(self, image: Image.Image, generator: torch.Generator | None = None) -> Tensor:
         """(3, size, size), normalised. Augmented only when a generator is given: in training."""
