@@ -190,7 +190,12 @@ def photographs(tmp_path_factory):
 
 @pytest.mark.parametrize(
     "transform",
-    [Transform(size=32), Transform(size=50, fit="squash"), Transform(size=24, zoom=0.5, mean=(0.1, 0.5, 0.3), std=(0.7, 0.2, 1.0)), Transform(zoom=1)],
+    [
+        Transform(size=32),
+        Transform(size=50, fit="squash"),
+        Transform(size=24, zoom=0.5, mean=(0.1, 0.5, 0.3), std=(0.7, 0.2, 1.0)),
+        Transform(zoom=1),
+    ],
 )
 def test_a_picture_is_prepared_bit_for_bit_as_in_training(transform, exported, photographs):
     captioner = portable.Captioner(exported)

@@ -6,7 +6,6 @@ B images   K hypotheses of each   T words   V vocabulary
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
@@ -23,7 +22,7 @@ from captioning.errors import UserError, plain_errors
 FORMAT = 1  # of export.json
 PAD, BOS, EOS, UNK = range(4)
 STAY = 0.75  # images that are done leave the batch when no more than this share goes on
-Graph = Callable[..., list[ndarray]]
+Graph = Callable[..., Sequence[Any]]  # arrays to arrays
 
 
 class State(NamedTuple):
@@ -169,7 +168,7 @@ class Captioner:
 
     def begin(self, pixels: ndarray) -> State:
         """(B, 3, size, size) -> the state before the first word."""
-        parts = self.first(pixels)
+        parts = list(self.first(pixels))
         return State(parts[: self.shared], [part[:, None] for part in parts[self.shared :]])
 
     def step(self, token: ndarray, state: State) -> tuple[ndarray, State]:
