@@ -218,8 +218,8 @@ assert captioning.__file__.startswith(folder), captioning.__file__
 """
 
 
-def alone(folder, *arguments):
-    command = [sys.executable, "-c", ALONE, str(folder), str(folder / "caption.py"), *map(str, arguments)]
+def alone(folder, *arguments, without="torch"):
+    command = [sys.executable, "-c", ALONE.replace("torch", without, 1), str(folder), str(folder / "caption.py"), *map(str, arguments)]
     return subprocess.run(command, cwd=folder.parent, capture_output=True, text=True)
 
 
@@ -240,6 +240,8 @@ def test_the_folder_alone_names_a_broken_file_and_captions_the_others(exported, 
     assert len(captions) == 2 and captions[0]["score"] >= captions[1]["score"]
     result = alone(exported, photographs[0], "--beam-size", "0")
     assert result.returncode == 2 and result.stderr == "error: beam_size=0: at least 1\n"
+    result = alone(exported, photographs[0], without="onnxruntime")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and "pip install -r" in result.stderr
 
 
 def test_many_pictures_at_once_get_the_captions_of_each_alone(exported, photographs):
@@ -264,6 +266,9 @@ def test_a_damaged_graph_is_refused(exported, tmp_path):
     (tmp_path / "out" / "step.onnx").write_bytes(content)
     with pytest.raises(UserError, match=r"step\.onnx: damaged"):
         portable.Captioner(tmp_path / "out")
+    (tmp_path / "out" / "begin.onnx").unlink()
+    with pytest.raises(UserError, match=r"begin\.onnx: missing"):
+        portable.Captioner(tmp_path / "out")
     (tmp_path / "out" / "export.json").write_text("{}")
     with pytest.raises(UserError, match="not an exported folder"):
         portable.Captioner(tmp_path / "out")
@@ -277,7 +282,7 @@ def export_of(*arguments):
     return ended.value.code
 
 
-def test_what_cannot_be_exported_is_refused_in_a_sentence(finished, tmp_path, capsys):
+def test_what_cannot_be_exported_is_refused_in_a_sentence(finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     (tmp_path / "file").write_text("")
@@ -290,6 +295,9 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(finished, tmp_path, ca
         assert export_of(*arguments) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and reason in error and error.count("\n") == 1
+    monkeypatch.setattr(job, "find_spec", lambda name: None if name == "onnxscript" else name)
+    assert export_of(finished, "--out", tmp_path / "new") == 2
+    assert "--format onnx: needs onnxscript" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"] and not (finished / "export-onnx").exists()
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 

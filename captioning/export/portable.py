@@ -146,9 +146,9 @@ class Captioner:
 
     def __init__(self, folder: Path, threads: int = 0):
         self.about = read_about(folder)
-        for name, digest in self.about["files"].items():
-            if hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
-                raise UserError(f"{folder / name}: damaged since it was written")
+        for file, digest in ((folder / name, digest) for name, digest in self.about["files"].items()):
+            if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+                raise UserError(f"{file}: {'damaged since it was written' if file.exists() else 'missing'}")
         self.words: list[str] = ["<pad>", "<bos>", "<eos>", "<unk>", *self.about["vocabulary"]]
         self.transform: dict[str, Any] = self.about["transform"]
         self.beam = Beam(**self.about["search"])
@@ -235,7 +235,10 @@ def main(folder: Path) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object, with log p")
     options = parser.parse_args()
     with plain_errors():
-        captioner = Captioner(folder)
+        try:
+            captioner = Captioner(folder)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error}: pip install -r {folder / 'requirements.txt'}") from None
         given = {field.name: getattr(options, field.name, None) for field in fields(Beam)}
         beam = Beam(**captioner.about["search"] | {name: value for name, value in given.items() if value is not None})
         result, refused = {}, []
