@@ -33,7 +33,7 @@ from captioning.export.folder import Trained, settings_of, write  # noqa: E402
 from captioning.export.graphs import trace  # noqa: E402
 
 SIZE = 8
-FEW = ["lstm-init-2", "gru-pre-1", "rnn-par-1", "attention-gru", "adaptive"]
+FEW = ["lstm-init-2", "rnn-par-1", "attention-gru", "adaptive"]
 
 
 class Patches(Encoder):

@@ -220,6 +220,7 @@ def load_graph(file: Path, threads: int) -> Graph:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a thread that waits leaves its core to others
+    options.add_session_config_entry("session.disable_quant_qdq", "1")  # weights in 8 bits become float32 now, not at every word
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     names = [its.name for its in session.get_inputs()]
     return lambda *given: session.run(None, dict(zip(names, given)))
