@@ -302,7 +302,7 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(finished, tmp_path, ca
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
-@pytest.mark.parametrize("failure", [check.Parity(16, 3, 0.5), KeyboardInterrupt()])
+@pytest.mark.parametrize("failure", [check.Parity(16, 3, 0.5), RuntimeError("wrong shape"), KeyboardInterrupt()])
 def test_a_failed_export_leaves_the_one_before(failure, finished, exported, monkeypatch):
     def compare(*_):
         if isinstance(failure, BaseException):
@@ -313,7 +313,7 @@ def test_a_failed_export_leaves_the_one_before(failure, finished, exported, monk
     monkeypatch.setattr("captioning.export.graphs.trace", lambda *_: None)
     monkeypatch.setattr("captioning.export.folder.write", lambda folder, *_, **__: shutil.copytree(exported, folder, dirs_exist_ok=True))
     before = (exported / "export.json").stat().st_mtime_ns
-    with pytest.raises(KeyboardInterrupt if isinstance(failure, BaseException) else UserError):
+    with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else UserError):
         list(job.export(finished, exported, kind="onnx", int8=False))
     assert (exported / "export.json").stat().st_mtime_ns == before and [path.name for path in exported.parent.iterdir()] == ["out"]
 

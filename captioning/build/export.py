@@ -28,7 +28,7 @@ def export(path: Path, out: Path | None, *, kind: str, int8: bool) -> Iterator[s
     refuse_foreign(out)
     from captioning.export.check import compare, latency
     from captioning.export.folder import Trained, write
-    from captioning.export.graphs import trace
+    from captioning.export.graphs import readable, trace
     from captioning.export.portable import Captioner
 
     node = run.config["search"]
@@ -37,8 +37,9 @@ def export(path: Path, out: Path | None, *, kind: str, int8: bool) -> Iterator[s
     graphs = trace(run.model, run.transform.size)
     with new_folder(out) as folder:
         write(folder, graphs, trained, kind=kind, int8=int8)
-        captioner = Captioner(folder, threads=torch.get_num_threads())
-        parity = compare(run.model, run.transform, run.vocabulary, captioner, search)
+        with readable("run as graphs"):
+            captioner = Captioner(folder, threads=torch.get_num_threads())
+            parity = compare(run.model, run.transform, run.vocabulary, captioner, search)
         if not (parity.holds or int8):
             raise UserError(
                 f"{out}: not written, as the graphs are not what {path} is: {parity.same} of {parity.pictures} captions are the same, "

@@ -1,7 +1,7 @@
 """Weights of an ONNX file in 8 bits: a quarter of the size, computed with in float32 as before.
 
 onnxruntime's own dynamic quantization has no kernels for a GRU or a vanilla RNN, and with its convolutions in integers an encoder is
-seven times slower on a CPU and much worse; docs/export.md has the numbers.
+six times slower on a CPU and much worse; docs/export.md has the numbers.
 """
 
 from pathlib import Path
