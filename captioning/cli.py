@@ -93,6 +93,12 @@ def main(arguments: list[str] | None = None) -> None:
     tokenize = parts.add_parser("tokenize", help="the tokens that the metrics compare, a line for each line of a file")
     tokenize.add_argument("file", metavar="FILE", help="captions in UTF-8, one a line; - reads standard input")
 
+    export = parts.add_parser("export", help="a run as graphs in a folder that captions without PyTorch, or without this package")
+    export.add_argument("run", type=Path, metavar="RUN", help="the run directory")
+    export.add_argument("--format", choices=["onnx", "torch"], default="onnx", help="torch: torch.export's .pt2 (default: %(default)s)")
+    export.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export-FORMAT; an export there is replaced")
+    export.add_argument("--int8", action="store_true", help="ONNX with weights in 8 bits: a third of the size, slightly worse")
+
     serve = parts.add_parser("serve", help="describe images over HTTP, with a web page")
     serve.add_argument("--run", required=True, type=Path, help="the run directory")
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 is every address of this machine")

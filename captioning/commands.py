@@ -256,6 +256,13 @@ def run_compare(options: argparse.Namespace) -> None:
         print(f"written: {file}")
 
 
+def run_export(options: argparse.Namespace) -> None:
+    from captioning.build.export import export
+
+    for line in export(options.run, options.out, kind=options.format, int8=options.int8):
+        print(line)
+
+
 def run_doctor(options: argparse.Namespace) -> None:
     from captioning.doctor import report
 

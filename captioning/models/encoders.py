@@ -175,7 +175,7 @@ class TorchvisionEncoder(Encoder):
 
     def forward(self, images: Tensor) -> ImageFeatures:
         images = images.contiguous(memory_format=torch.channels_last)
-        if images.device.type != "cpu" or self.body.training:
+        if images.device.type != "cpu" or self.body.training or torch.compiler.is_exporting():  # a graph is for any number of images
             return self.look(images)
         features = [self.look(few) for few in images.split(IMAGES_AT_ONCE)]  # each depends on its own image alone
         return ImageFeatures(*(torch.cat(parts) for parts in zip(*features)))

@@ -69,7 +69,7 @@ class AttendingDecoder(Decoder):
 
     def begin_loop(self) -> tuple[Score, Sequence[Map]]:
         """What one loop works with: the scores of attention and the maps, their gradients gathered. A compiler has its own ways."""
-        if self.is_compiled:
+        if self.is_compiled or torch.compiler.is_exporting():
             return self.attention, self.maps()
         return Scores(self.attention.score.weight[0]), [later(linear) for linear in self.maps()]
 

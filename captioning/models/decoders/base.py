@@ -85,5 +85,5 @@ class Words(nn.Module):
 
 def beside(image: Tensor, x: Tensor) -> Tensor:
     """x (B*K, T, X) with its image's vector (B, Y) beside every position: (B*K, T, X + Y)."""
-    rows = image.repeat_interleave(len(x) // len(image), dim=0)
+    rows = image[:, None].expand(-1, len(x) // len(image), -1).flatten(0, 1)
     return torch.cat([x, rows[:, None].expand(-1, x.shape[1], -1)], dim=-1)
