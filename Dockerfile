@@ -1,14 +1,15 @@
-# The HTTP service, for a processor. The run directory is mounted, not copied:
+# The HTTP service. The run directory is mounted, not copied:
 #   docker build -t captioning .
 #   docker run --rm -p 5000:5000 --read-only --tmpfs /tmp -v "$PWD/runs/demo:/run:ro" captioning
-# With a GPU: --build-arg TORCH_INDEX=https://pypi.org/simple brings CUDA builds of PyTorch; start it with `docker run --gpus all`.
+# --build-arg TORCH_INDEX=... takes PyTorch from another index: its own of builds for processors alone makes the image gigabytes smaller.
+# With a GPU: start it with `docker run --gpus all`.
 FROM python:3.12-slim
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 
-# First what is large and seldom changes. PyPI's own PyTorch for Linux brings CUDA, of which a service on a processor needs nothing.
-RUN pip install --index-url "$TORCH_INDEX" "torch>=2.10" torchvision
+# First what is large and seldom changes.
+RUN pip install ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "torch>=2.10" torchvision
 
 WORKDIR /app
 COPY pyproject.toml README.md LICENSE ./
