@@ -20,6 +20,7 @@ demo: .venv/.done
 	@echo "What to try next:"
 	@echo "  look at        runs/demo/samples.png (where attention looked) and: $(BIN)/tensorboard --logdir runs"
 	@echo "  caption a file $(BIN)/captioning caption data/shapes/6000-200-200-64px-s0/images/test-00003.png --run runs/demo --attention out.png"
+	@echo "  a web page     $(BIN)/captioning serve --run runs/demo   (then http://127.0.0.1:5000/)"
 	@echo "  go on training $(BIN)/python train.py experiment=demo trainer.epochs=4"
 	@echo "  compose        $(BIN)/python train.py decoder=gru decoder.injection=merge trainer.epochs=2"
 	@echo "  your own data  README.md, \"Your own pictures\""

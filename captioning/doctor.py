@@ -9,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import captioning
 
 OPTIONAL = {  # module: what it is for, how to get it
+    "fastapi": ("captioning serve", 'pip install -e ".[serve]"'),
+    "gradio": ("captioning demo", 'pip install -e ".[demo]"'),
+    "onnxruntime": ("captioning export", 'pip install -e ".[export]"'),
     "sacrebleu": ("the tests' second opinion on BLEU", 'pip install -e ".[dev]"'),
     "pytest": ("make test", 'pip install -e ".[dev]"'),
 }

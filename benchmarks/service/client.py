@@ -168,18 +168,27 @@ async def steadily(port: int, contents: list[bytes], clients: int, seconds: floa
 
 async def at_rate(port: int, contents: list[bytes], rate: float, seconds: float) -> list[Answer]:
     """So many requests a second, whether or not those before are answered."""
-    free, asked, began = list[Line](), list[Any](), time.monotonic()
+    free, waiting, answers, count, began = list[tuple[float, Line]](), set[Any](), list[Answer](), 0, time.monotonic()
 
-    async def one(content: bytes) -> Answer:
-        its = free.pop() if free else await line(port)
-        answer = await asyncio.wait_for(its.ask(content), 60)
-        if answer.status:
-            free.append(its)
-        return answer
+    async def one(content: bytes) -> None:
+        since, its = free.pop() if free else (0.0, None)
+        if its is None or time.monotonic() - since > 5:  # soon it would be cut, being idle
+            its = await line(port)
+        answers.append(await its.ask(content))
+        if answers[-1].status:
+            free.append((time.monotonic(), its))
 
     while (now := time.monotonic() - began) < seconds:
-        while len(asked) < now * rate:
-            asked.append(asyncio.create_task(one(contents[len(asked) % len(contents)])))
+        while count < now * rate:
+            task = asyncio.create_task(one(contents[count % len(contents)]))
+            waiting.add(task)
+            task.add_done_callback(waiting.discard)
+            count += 1
         await asyncio.sleep(0.002)
-    answers = await asyncio.gather(*asked, return_exceptions=True)
-    return [its if isinstance(its, Answer) else Answer(0, b"", 60.0) for its in answers]
+    if waiting:
+        await asyncio.wait(waiting, timeout=60)
+    return answers + [Answer(0, b"", 60.0)] * (count - len(answers))
+
+
+async def at_once(port: int, contents: list[bytes]) -> list[Answer]:
+    return list(await asyncio.gather(*(ask(port, content) for content in contents)))

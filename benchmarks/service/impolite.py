@@ -3,12 +3,13 @@
 import asyncio
 import json
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.outcome import Outcome
 from benchmarks.faults.pictures import BOMBS, damaged
-from benchmarks.service.client import Answer, Server, ask, request, serving, steadily, upload
+from benchmarks.service.client import ask, request, serving, steadily, upload
 from benchmarks.service.load import share
 
 CUT = 10.0  # seconds
@@ -18,24 +19,33 @@ def slow(run: Path, pictures: list[bytes], folder: Path, clients: int = 200) -> 
     """Heads and bodies that drip, half of a request and then nothing, connections that say nothing, and some that were used and are kept:
     each must be cut, and others must not notice."""
     contents = [upload(its) for its in pictures]
+
+    def polite(port: int) -> float:
+        answers = asyncio.run(steadily(port, contents, 4, 7))
+        return share([its.seconds for its in answers], 0.95) if all(its.status == 200 for its in answers) else float("inf")
+
+    ratios, ends = [], list[float]()
+    with serving(run, folder) as server, ProcessPoolExecutor(1) as others:  # slow, but not by taking the time of those who measure
+        for _ in range(3):
+            before = polite(server.port)
+            slow_ones = others.submit(all_slow, server.port, contents[0], clients)
+            time.sleep(0.7)
+            ratios.append(polite(server.port) / before)
+            ends += slow_ones.result()
+    cut, ratio = sum(CUT - 1 < its < CUT + 2 for its in ends), sorted(ratios)[1]
+    note = f"cut after {min(ends):.1f} to {max(ends):.1f} s; others' p95 {ratio:.2f} times what it was (of 3: {min(ratios):.2f} to "
+    note += f"{max(ratios):.2f})"
+    return Outcome(f"{clients} slow, silent and idle clients, 3 times", len(ends) + 1, cut + (ratio <= 1.25), note)
+
+
+def all_slow(port: int, content: bytes, clients: int) -> list[float]:
+    """Seconds until each was cut."""
     kinds = [drip_head, drip_body, half, silent, idle]
 
-    async def measured(server: Server) -> tuple[list[float], list[Answer], list[Answer]]:
-        before = await steadily(server.port, contents, 4, 8)
-        slow_ones = [asyncio.create_task(kinds[number % len(kinds)](server.port, contents[0])) for number in range(clients)]
-        await asyncio.sleep(0.5)
-        during = await steadily(server.port, contents, 4, 8)
-        return list(await asyncio.gather(*slow_ones)), before, during
+    async def together() -> list[float]:
+        return list(await asyncio.gather(*(kinds[number % len(kinds)](port, content) for number in range(clients))))
 
-    with serving(run, folder) as server:
-        ends, before, during = asyncio.run(measured(server))
-    cut = sum(CUT - 1 < its < CUT + 2 for its in ends)
-    ratio = share([its.seconds for its in during], 0.95) / share([its.seconds for its in before], 0.95)
-    answered = all(its.status == 200 for its in during)
-    note = (
-        f"cut after {min(ends):.1f} to {max(ends):.1f} s; others' p95 {ratio:.2f} times what it was{'' if answered else '; others refused'}"
-    )
-    return Outcome(f"{clients} slow, silent and idle clients", clients + 1, cut + (ratio <= 1.25 and answered), note)
+    return asyncio.run(together())
 
 
 async def until_cut(reader: asyncio.StreamReader) -> float:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from benchmarks.faults.outcome import Outcome
-from benchmarks.service.client import Answer, Server, at_rate, serving, steadily, upload
+from benchmarks.service.client import Answer, Server, ask, at_once, at_rate, serving, steadily, upload
 
 CLIENTS = 32
 
@@ -41,7 +41,7 @@ def same_captions(run: Path, pictures: list[bytes], folder: Path, images: int = 
         return await at_rate(port, contents, rate=images, seconds=1.0)
 
     with serving(run, folder) as ours, serving(run, folder, "--batch", "1") as single:
-        alone = [asyncio.run(steadily_once(single.port, content)) for content in contents]
+        alone = [asyncio.run(ask(single.port, content)) for content in contents]
         others = asyncio.run(together(ours.port))
         sizes = ours.get("/metrics").body.decode()
     batches = float(next(line.split()[1] for line in sizes.splitlines() if line.startswith("captioning_batch_pictures_count")))
@@ -49,16 +49,12 @@ def same_captions(run: Path, pictures: list[bytes], folder: Path, images: int = 
     return Outcome("described in batches as alone", len(contents), same, f"{len(others) / batches:.1f} pictures a batch on average")
 
 
-async def steadily_once(port: int, content: bytes) -> Answer:
-    return (await at_rate(port, [content], rate=1000, seconds=0.001))[0]
-
-
 def overload(run: Path, pictures: list[bytes], folder: Path, seconds: float = 60) -> Outcome:
     """Two hundred uploads at once, then four times the capacity for a minute."""
     contents = [upload(its) for its in pictures]
     with serving(run, folder) as server:
         capacity = max(rate(server, contents, 64, 4) for _ in range(2))
-        burst = asyncio.run(at_rate(server.port, contents * 200, rate=1e6, seconds=200 / 1e6))
+        burst = asyncio.run(at_once(server.port, [contents[number % len(contents)] for number in range(200)]))
         flood = asyncio.run(at_rate(server.port, contents, rate=4 * capacity, seconds=seconds))
         ready = server.get("/readyz").status == 200
     accepted = [its.seconds for its in flood if its.status == 200]
