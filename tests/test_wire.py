@@ -250,6 +250,15 @@ def test_a_connection_too_many_is_closed(running, monkeypatch):
     assert answer(kept[0])[0] == 200
 
 
+def test_an_answer_is_sent_at_once_and_does_not_wait_for_more_to_send(running):
+    its = running()
+    connection = its.connect()
+    connection.sendall(head() + PNG)
+    assert answer(connection)[0] == 200
+    (ours,) = its.server.server_state.connections
+    assert ours.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # The process
 
 

@@ -23,14 +23,6 @@ HANGS = 70  # exit code (EX_SOFTWARE): the model hangs, which no thread can be f
 
 
 class Server(uvicorn.Server):
-    """`/readyz` is red as soon as the process is told to end."""
-
-    service: Service
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.service.draining = True
-        super().handle_exit(sig, frame)
-
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         now = asyncio.get_running_loop().time()
@@ -75,9 +67,7 @@ def prepared(service: Service, model: dict[str, Any], *, api_key: str | None = N
         timeout_keep_alive=int(PATIENCE),
         timeout_graceful_shutdown=int(service.limits.deadline + PATIENCE),
     )
-    server = Server(config)
-    server.service = service
-    return server
+    return Server(config)
 
 
 def serve(server: Server, listener: socket.socket, name: str) -> None:

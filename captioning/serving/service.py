@@ -56,7 +56,6 @@ class Service:
         self.readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self.inside = 0  # pictures
         self.bytes_inside = 0
-        self.draining = False
         size = captioner.transform.size
         probe = captioner.prepare(Image.new("RGB", (size, size), "grey"))
         most = Asked(BEAM_SIZES, LENGTHS, BEAM_SIZES, looks=captioner.attends)
@@ -77,8 +76,6 @@ class Service:
 
     @property
     def state(self) -> str:
-        if self.draining:
-            return "draining"
         if not self.batcher.thread.is_alive():
             return "dead"
         if self.batcher.fails:
@@ -89,7 +86,7 @@ class Service:
 
     def refusal(self, pictures: int) -> Problem | None:
         """Why so many more may not come in."""
-        if self.state not in ("ready", "draining"):  # draining: it came over a connection that was open before
+        if self.state != "ready":
             return Problem("not_ready", "the model is not working just now", retry_after=2)
         ahead = self.inside * self.batcher.seconds_each  # seconds of work
         if self.inside + pictures > self.limits.queue or ahead > 0.5 * self.limits.deadline:
