@@ -71,14 +71,15 @@ class Running:
 
 def answer(connection) -> tuple[int, dict, bytes]:
     """One answer: its status, its JSON, its head. (0, {}, b"") where there is none."""
-    content = b""
-    while not (found := re.search(rb"content-length: *(\d+)(?:.*?)\r\n\r\n", content, re.I | re.S)):
-        if not (more := connection.recv(65536)):
-            return 0, {}, content
-        content += more
-    while len(content) < found.end() + int(found[1]):
-        content += connection.recv(65536)
-    return int(content.split()[1]), json.loads(content[found.end() :]), content[: found.end()]
+    its_head, body = b"", b""
+    while not its_head.endswith(b"\r\n\r\n"):
+        if not (byte := connection.recv(1)):
+            return 0, {}, its_head
+        its_head += byte
+    length = int(re.search(rb"content-length: *(\d+)", its_head, re.I)[1])
+    while len(body) < length:
+        body += connection.recv(length - len(body))
+    return int(its_head.split()[1]), json.loads(body), its_head
 
 
 def seconds_until_cut(connection) -> float:
