@@ -26,7 +26,7 @@ demo: .venv/.done
 	@echo "  your own data  README.md, \"Your own pictures\""
 
 test: .venv/.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile
 
 test-slow: .venv/.done
 	$(BIN)/python -m pytest -m slow

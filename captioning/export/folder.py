@@ -16,7 +16,7 @@ from captioning.export.portable import FORMAT
 from captioning.models.weights import sha256
 from captioning.search import Beam
 
-PARTS = ["__init__.py", "errors.py", "data/__init__.py", "data/images.py", "export/__init__.py", "export/portable.py"]
+PARTS = ["__init__.py", "errors.py", "data/__init__.py", "data/formats.py", "data/images.py", "export/__init__.py", "export/portable.py"]
 RUNTIME = {"onnx": "onnxruntime", "torch": "torch"}
 ENDING = {"onnx": "onnx", "torch": "pt2"}
 CAPTION = '''"""python caption.py IMAGE...: captions image files. --help shows the settings of the search."""
