@@ -3,12 +3,14 @@
 import io
 import json
 import logging
+import re
 import threading
 import time
 
 import hypothesis
 import pytest
 import schemathesis
+import torch
 from conftest import ROOT
 from PIL import Image
 from schemathesis.checks import not_a_server_error
@@ -18,9 +20,10 @@ from starlette.testclient import TestClient
 from benchmarks.faults.pictures import BOMBS, damaged
 from captioning.build.serving import open_captioner
 from captioning.data.transforms import Transform
+from captioning.serving.answers import words_of
 from captioning.serving.app import application
 from captioning.serving.batching import Batcher, Waiting
-from captioning.serving.captioner import Asked, sentence
+from captioning.serving.captioner import Asked, Candidate, sentence
 from captioning.serving.fetch import MESSAGES, Refused
 from captioning.serving.problems import KINDS, Problem
 from captioning.serving.service import Limits, Service
@@ -109,6 +112,12 @@ def test_detail_tells_candidates_and_where_each_word_looked(serve):
     assert answer["frame"] == {"left": 0.0, "top": 0.0, "width": 1.0, "height": 1.0}
     assert answer["model"]["decoder"] == "SoftAttentionDecoder" and "/" not in json.dumps(answer["model"])
     assert answer["timing"]["model_ms"] > 0
+
+
+def test_a_words_map_is_rows_of_cells_as_the_grid_is():
+    words = words_of(Candidate("a dog", -1.0, torch.tensor([[0.1, 0.2, 0.3, 0.4], [1.0, 0.0, 0.0, 0.0]])))
+    assert [its["word"] for its in words] == ["a", "dog"]
+    assert words[0]["attention"] == [[0.1, 0.2], [0.3, 0.4]]
 
 
 def test_the_frame_is_the_part_of_the_picture_that_the_model_sees():
@@ -324,6 +333,18 @@ def test_a_poisoned_picture_fails_alone_and_the_service_stays_ready(batcher):
     until(lambda: not its.fails, 1)
 
 
+def test_whose_time_is_over_is_told_so_without_being_described(batcher):
+    seen, go = [], threading.Event()
+    its = batcher(lambda pictures, asked: (go.wait(5) if 1 in pictures else None, seen.extend(pictures), echo(pictures, asked))[2])
+    first, late = asked_of(its, [1]), asked_of(its, [2], deadline=0.05)
+    time.sleep(0.1)
+    go.set()
+    first[0].answer.result(5)
+    with pytest.raises(Problem, match="no time left"):
+        late[0].answer.result(5)
+    assert 2 not in seen
+
+
 def test_who_has_left_is_not_described(batcher):
     seen, go = [], threading.Event()
     its = batcher(lambda pictures, asked: (go.wait(5) if 1 in pictures else None, seen.extend(pictures), echo(pictures, asked))[2])
@@ -395,7 +416,7 @@ def test_each_answer_and_its_line_in_the_log_have_one_id_and_the_log_has_no_pict
         other = describe(client, picture(), **{"X-Request-ID": "not\tone of ours" + "x" * 70})
     lines = [record.fields for record in caplog.records if record.getMessage() == "request"]
     assert answer.headers["x-request-id"] == "abc-1" == lines[0]["id"]
-    assert other.headers["x-request-id"] == lines[1]["id"] != "not one of ours"
+    assert re.fullmatch("[0-9a-f]{32}", lines[1]["id"]) and other.headers["x-request-id"] == lines[1]["id"]
     assert set(lines[0]) == {"id", "method", "path", "status", "ms", "pictures"} and lines[0]["path"] == "/describe"
 
 
