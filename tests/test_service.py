@@ -315,7 +315,7 @@ def test_what_waits_together_is_described_together_if_the_same_is_asked(batcher)
 
     its = batcher(slowly, most=3)
     first = asked_of(its, [1])
-    until(lambda: its.busy_since)
+    until(lambda: its.doing)
     other = Asked(beam_size=5)
     rest = asked_of(its, [2, 3]) + asked_of(its, [4], other) + asked_of(its, [5, 6])
     go.set()
@@ -336,7 +336,9 @@ def test_a_poisoned_picture_fails_alone_and_the_service_stays_ready(batcher):
 def test_whose_time_is_over_is_told_so_without_being_described(batcher):
     seen, go = [], threading.Event()
     its = batcher(lambda pictures, asked: (go.wait(5) if 1 in pictures else None, seen.extend(pictures), echo(pictures, asked))[2])
-    first, late = asked_of(its, [1]), asked_of(its, [2], deadline=0.05)
+    first = asked_of(its, [1])
+    until(lambda: its.doing)
+    late = asked_of(its, [2], deadline=0.05)
     time.sleep(0.1)
     go.set()
     first[0].answer.result(5)
@@ -349,7 +351,7 @@ def test_who_has_left_is_not_described(batcher):
     seen, go = [], threading.Event()
     its = batcher(lambda pictures, asked: (go.wait(5) if 1 in pictures else None, seen.extend(pictures), echo(pictures, asked))[2])
     _, second, third = asked_of(its, [1]) + asked_of(its, [2, 3], Asked(beam_size=1))
-    until(lambda: its.busy_since)
+    until(lambda: its.doing)
     second.answer.cancel()
     go.set()
     assert third.answer.result(5)[0] == 3 and 2 not in seen
