@@ -104,7 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s; 0.0.0.0 is every address of this machine")
     serve.add_argument("--port", type=int, default=5000, help="default: %(default)s; 0 takes a free one")
     serve.add_argument("--device", default="auto")
-    serve.add_argument("--deadline", type=float, default=10.0, metavar="S", help="seconds for an answer (default: %(default)s)")
+    serve.add_argument(
+        "--deadline", type=float, default=10.0, metavar="S", help="seconds from a request's last byte to its answer (default: %(default)s)"
+    )
     serve.add_argument("--queue", type=int, default=128, metavar="N", help="images in the house at once (default: %(default)s)")
     serve.add_argument("--batch", type=int, default=32, metavar="N", help="images described at once (default: %(default)s)")
     serve.add_argument("--max-images", type=int, default=16, metavar="N", help="in one request (default: %(default)s)")

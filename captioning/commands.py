@@ -4,6 +4,7 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -93,6 +94,9 @@ def need(module: str, extra: str) -> None:
 def run_serve(options: argparse.Namespace) -> None:
     if options.allow_host and not options.allow_urls:
         raise UserError(f"--allow-host {options.allow_host[0]}: needs --allow-urls")
+    for origin in options.cors_origin:
+        if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+            raise UserError(f"--cors-origin {origin}: must be scheme and host, as in https://example.org, or *")
     try:
         from captioning.build.serving import limits_of, open_captioner, read_key
         from captioning.serving.server import listen, prepared, serve

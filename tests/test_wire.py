@@ -41,8 +41,8 @@ def running(opened, monkeypatch):
     monkeypatch.setattr(wire, "PATIENCE", 0.3)
     ends = []
 
-    def begin(limits=None) -> Running:
-        its = Running(Service(opened[0], limits or Limits()), opened[1])
+    def begin(limits=None, origins=()) -> Running:
+        its = Running(Service(opened[0], limits or Limits()), opened[1], origins)
         ends.append(its)
         return its
 
@@ -52,9 +52,9 @@ def running(opened, monkeypatch):
 
 
 class Running:
-    def __init__(self, service, model):
+    def __init__(self, service, model, origins):
         self.service, self.listener = service, listen("127.0.0.1", 0)
-        self.server = prepared(service, model)
+        self.server = prepared(service, model, origins=origins)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listener]})
         self.thread.start()
         while service.state != "ready" or not self.server.started:
@@ -200,6 +200,62 @@ def test_thousands_of_tiny_chunks_do_not_keep_others_waiting(running):
     sending.join()
 
 
+def test_trailers_are_limited_as_heads_are(running):
+    connection = running().connect()
+    connection.sendall(
+        b"POST /describe HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    )
+    with pytest.raises(OSError):
+        for _ in range(500):
+            connection.sendall(b"a: b\r\n" * 2000)
+        raise AssertionError("a megabyte of trailers was taken")
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_body_behind_an_offer_to_upgrade_is_a_body_and_no_request(running, pieces):
+    connection = running().connect()
+    offer = head(more=b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n")
+    place = offer.index(b"grade: h2c") if pieces == 2 else len(offer)
+    connection.sendall(offer[:place])
+    time.sleep(0.05)
+    connection.sendall(offer[place:])
+    time.sleep(0.05)
+    connection.sendall(PNG)
+    assert answer(connection)[0] == (200 if pieces == 1 else 400)
+    if pieces == 2:
+        assert seconds_until_cut(connection) < 1
+
+
+def test_without_room_who_asks_first_or_speaks_once_is_refused_and_let_go(running):
+    its = running(Limits(queue=1))
+    its.service.inside = 1
+    for more in (b"Expect: 100-continue\r\n", b"Connection: close\r\n"):
+        connection = its.connect()
+        connection.sendall(head(more=more) + (b"" if b"Expect" in more else PNG))
+        status, _, its_head = answer(connection)
+        assert status == 503 and b"Connection: close" in its_head and seconds_until_cut(connection) < 0.2
+
+
+def test_without_room_a_page_of_an_allowed_origin_may_read_why(running):
+    its = running(Limits(queue=1), origins=["https://here.org"])
+    its.service.inside = 1
+    for origin, allowed in ((b"https://here.org", True), (b"https://there.org", False)):
+        connection = its.connect()
+        connection.sendall(head(more=b"Origin: " + origin + b"\r\n") + PNG)
+        assert (b"Access-Control-Allow-Origin: https://here.org" in answer(connection)[2]) == allowed
+
+
+def test_a_last_answer_that_nobody_reads_does_not_hold_its_connection(running):
+    its = running()
+    connection = its.connect()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.sendall(b"GET /page/script.js HTTP/1.1\r\nHost: x\r\n\r\n" * 258)
+    end = time.monotonic() + 10
+    while its.server.server_state.connections:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_without_room_a_head_that_comes_in_pieces_is_refused_too(running):
     its = running(Limits(queue=1))
     its.service.inside = 1
@@ -235,6 +291,9 @@ def test_a_client_that_leaves_has_its_picture_dropped(running):
     assert answer(stays)[0] == 200
     time.sleep(0.05)
     assert seen == [1]
+    stays.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+    time.sleep(0.1)
+    assert b'path="/describe",status="499"} 1.0' in stays.recv(65536)  # and no fault of the service
 
 
 def test_a_connection_too_many_is_closed(running, monkeypatch):
@@ -311,6 +370,7 @@ def peek(connection) -> bool:
         (["--host", "256.1.1.1"], "--host 256.1.1.1 --port 5000: cannot listen there"),
         (["--port", "70000"], "--port 70000: must be from 0 to 65535"),
         (["--allow-host", "a.org"], "--allow-host a.org: needs --allow-urls"),
+        (["--cors-origin", "https://a.org/"], "--cors-origin https://a.org/: must be scheme and host"),
         (["--api-key-file", "/nowhere"], "--api-key-file /nowhere: cannot be read"),
     ],
 )

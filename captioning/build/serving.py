@@ -54,6 +54,8 @@ def read_key(file: Path | None) -> str | None:
         key = file.read_text().strip() if file else os.environ.get("CAPTIONING_API_KEY", "").strip()
     except (OSError, ValueError) as error:
         raise UserError(f"--api-key-file {file}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if file and not key:
-        raise UserError(f"--api-key-file {file}: holds no key")
+    if (file and not key) or not all("!" <= letter <= "~" for letter in key):
+        raise UserError(
+            f"{f'--api-key-file {file}' if file else 'CAPTIONING_API_KEY'}: must hold one key, of printable ASCII without spaces"
+        )
     return key or None

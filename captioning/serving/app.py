@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect
 
 from captioning.serving.answers import Description, Error, Several, description
 from captioning.serving.captioner import Asked
-from captioning.serving.journal import Journal, Metrics
+from captioning.serving.journal import GONE, Journal, Metrics, logger
 from captioning.serving.problems import KINDS, Problem
 from captioning.serving.service import BEAM_SIZES, LENGTHS, Room, Service
 from captioning.serving.uploads import pictures_in
@@ -65,6 +65,7 @@ def application(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         watch = asyncio.create_task(service.watch(end))
+        watch.add_done_callback(lambda its: its.cancelled() or end(f"the watch over the model failed: {its.exception()}"))
         yield
         watch.cancel()
         service.close()
@@ -113,24 +114,26 @@ def application(
         if beam_size is not None and num_captions > beam_size:
             raise Problem("invalid_parameter", f"num_captions={num_captions}: at most beam_size={beam_size}")
         asked = Asked(beam_size or max(3, num_captions), max_length, num_captions, detail and model["attends"])
+        if problem := service.refusal(1):
+            raise problem
         with Room(service) as room:
             pictures = await pictures_in(request, room, service.limits, service.download)
             request.state.pictures = len(pictures)
-            deadline = time.monotonic() + service.limits.deadline
-            from_url = request.headers.get("content-type", "").startswith("application/json")
+            room.enter(len(pictures))
+            deadline, turn = time.monotonic() + service.limits.deadline, asyncio.Lock()
+            from_url = request.headers.get("content-type", "").lower().startswith("application/json")
 
             async def one(picture: bytes) -> dict[str, Any] | Problem:
                 try:
-                    described = await service.describe(picture, asked, deadline, shows=detail and from_url)
+                    described = await service.describe(picture, asked, deadline, turn, shows=detail and from_url)
+                    return description(described, captions=num_captions, detail=detail, model=model)
                 except Problem as problem:
                     return problem
-                return description(described, captions=num_captions, detail=detail, model=model)
+                except Exception:  # of one picture: the others are answered
+                    logger.exception("request", extra={"fields": {"id": request.state.request_id}})
+                    return Problem("internal", "a fault of the service")
 
-            service.enter(len(pictures))
-            try:
-                results = await while_there(request, [one(picture) for picture in pictures])
-            finally:
-                service.leave(len(pictures))
+            results = await while_there(request, [one(picture) for picture in pictures])
         if len(results) > 1:
             fine = [its.body(request.state.request_id) if isinstance(its, Problem) else its for its in results]
             return JSONResponse({"results": fine})
@@ -161,7 +164,7 @@ def application(
         metrics.ready.set(service.state == "ready")
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> Response:
         return FileResponse(STATIC / "index.html")
 
@@ -202,6 +205,14 @@ def answer_problems(app: FastAPI) -> None:
     async def parameter(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[0]
         return answered(request, Problem("invalid_parameter", f"{first['loc'][-1]}: {first['msg']}"))
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=GONE)  # nobody reads it; it is counted
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> Response:
+        return answered(request, Problem("internal", "a fault of the service"))
 
     @app.exception_handler(HTTPException)
     async def of_http(request: Request, error: HTTPException) -> Response:

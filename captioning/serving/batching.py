@@ -40,8 +40,8 @@ class Batcher:
         self.queue: deque[Waiting] = deque()
         self.changed = threading.Condition()
         self.doing: list[Waiting] = []
-        self.busy_since: float | None = None
-        self.slowest = 0.0  # seconds of a batch, of those that ended
+        self.busy_since: float | None = None  # a beat, or the beginning of a batch
+        self.slowest = 0.0  # seconds between two beats
         self.seconds_each = 0.0  # a moving mean of seconds a picture, in batches as they come
         self.fails = True  # until the probe was described
         self.is_warm = False
@@ -74,11 +74,10 @@ class Batcher:
         self.fails, self.is_warm = False, True
         while batch := self.take():
             self.doing = batch
-            self.run(batch)
-            self.doing = []
-            if self.fails:
+            if not self.run(batch):  # on one bad picture, or on everything?
                 self.heal(1, self.probe[1][-1])
                 self.fails = False
+            self.doing = []
 
     def heal(self, pictures: int, asked: Any) -> None:
         """Describe so many probes until that works."""
@@ -87,6 +86,7 @@ class Batcher:
                 self.timed([self.probe[0]] * pictures, asked)
                 return
             except Exception:
+                self.fails = True
                 logger.exception("the model fails on the probe")
                 time.sleep(0.5)
 
@@ -117,18 +117,18 @@ class Batcher:
         if any(its.answer.done() for its in self.queue):
             self.queue = deque(its for its in self.queue if not its.answer.done())
 
-    def run(self, batch: list[Waiting]) -> None:
+    def run(self, batch: list[Waiting]) -> bool:
+        """Whether it could be done for any."""
         for its in batch:
             its.begun = time.monotonic()
         try:
             answers: list[Any] = self.timed([its.picture for its in batch], batch[0].asked)
-            self.fails = False
         except Exception:
             logger.exception("a batch of %d failed", len(batch))
             answers = [self.alone(its) for its in batch] if len(batch) > 1 else [failed()]
-            self.fails = all(isinstance(answer, Problem) for answer in answers)
         for its, answer in zip(batch, answers):
             settle(its, answer)
+        return not all(isinstance(answer, Problem) for answer in answers)
 
     def alone(self, waiting: Waiting) -> Any:
         try:
@@ -141,13 +141,20 @@ class Batcher:
         try:
             answers = self.describe(pictures, asked)
         finally:
+            self.beat()
             self.busy_since = None
         seconds = time.monotonic() - began
-        self.slowest = max(self.slowest, seconds)
         each = seconds / len(pictures)
         self.seconds_each = 0.8 * self.seconds_each + 0.2 * each if self.seconds_each else each
         self.on_batch(len(pictures), seconds)
         return answers
+
+    def beat(self) -> None:
+        """The work goes on."""
+        now = time.monotonic()
+        if self.busy_since is not None:
+            self.slowest = max(self.slowest, now - self.busy_since)
+            self.busy_since = now
 
     def abandon(self, problem: Problem) -> None:
         """Everybody who waits, or is being described, is told so."""

@@ -1,10 +1,11 @@
 """A trained model as a thing that captions: pictures in, sentences out. The service, the demo and `captioning caption` share it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +14,8 @@ from torch import Tensor
 from captioning.data.transforms import Transform
 from captioning.data.vocabulary import Vocabulary
 from captioning.models.caption_model import CaptionModel
+from captioning.models.encoders import IMAGES_AT_ONCE
+from captioning.models.features import ImageFeatures
 from captioning.search import Beam
 
 
@@ -37,10 +40,14 @@ class Candidate(NamedTuple):
 
 
 class Captioner:
-    """The model must be in eval mode. `read` and `prepare` may run in several threads at once, the call itself in one."""
+    """The model must be in eval mode. `read` and `prepare` may run in several threads at once, the call itself in one.
+
+    beat: called between the parts of the work, for whoever watches whether it goes on.
+    """
 
     def __init__(self, model: CaptionModel, vocabulary: Vocabulary, transform: Transform):
         self.model, self.vocabulary, self.transform = model, vocabulary, transform
+        self.beat: Callable[[], None] = lambda: None
 
     @property
     def attends(self) -> bool:
@@ -56,11 +63,16 @@ class Captioner:
 
     @torch.inference_mode()
     def __call__(self, pixels: Sequence[Tensor], asked: Asked) -> list[list[Candidate]]:
-        """So many candidates of each picture, best first; fewer where the beam found fewer."""
+        """So many candidates of each picture, best first; fewer where the beam found fewer. Raises ArithmeticError where the model gives
+        no numbers."""
         device = next(self.model.parameters()).device
-        features = self.model.encoder(torch.stack(list(pixels)).to(device))
+        images = torch.stack(list(pixels)).to(device)
+        some = images.split(IMAGES_AT_ONCE if device.type == "cpu" else len(images))
+        features = ImageFeatures(*(torch.cat(parts) for parts in zip(*(self.beating(self.model.encoder, few) for few in some))))
         search = Beam(asked.beam_size, asked.candidates, asked.max_length)
-        found = search(self.model.decoder.step, self.model.decoder.init_state(features))
+        found = search(partial(self.beating, self.model.decoder.step), self.model.decoder.init_state(features))
+        if not found.scores[:, 0].isfinite().all():
+            raise ArithmeticError("the model's log-probabilities are not finite")
         looked = self.model.look(features, found.tokens[:, 0]) if asked.looks else None  # (B, T, N)
         looked = None if looked is None else looked.float().cpu()
         result = []
@@ -70,6 +82,10 @@ class Captioner:
             if looked is not None:
                 result[row][0] = result[row][0]._replace(attention=looked[row, : len(captions[0].split())])
         return result
+
+    def beating(self, part: Callable, *given: Any) -> Any:
+        self.beat()
+        return part(*given)
 
 
 def sentence(caption: str) -> str:

@@ -8,8 +8,6 @@ import uuid
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
 
 from captioning.serving.problems import KINDS, Problem
 
@@ -71,14 +69,8 @@ class Journal:
         fault = None
         try:
             await self.app(scope, receive, answer)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
+        except Exception as error:  # it was answered
             fault = error
-            state["code"] = "internal"
-            if status == GONE:
-                problem = Problem("internal", "a fault of the service")
-                await JSONResponse(problem.body(state["request_id"]), problem.status)(scope, receive, answer)
         seconds = time.monotonic() - began
         path = getattr(scope.get("route"), "path", None) or "other"
         self.metrics.requests.labels(path, status, state.get("code", "")).inc()

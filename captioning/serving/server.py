@@ -16,19 +16,24 @@ from captioning.errors import UserError
 from captioning.serving.app import application
 from captioning.serving.journal import AsJson
 from captioning.serving.service import Service
-from captioning.serving.wire import PATIENCE, Wire
+from captioning.serving.wire import MORE_PATIENCE, PATIENCE, Wire
 
 logger = logging.getLogger("captioning.serve")
 HANGS = 70  # exit code (EX_SOFTWARE): the model hangs, which no thread can be freed from
 
 
 class Server(uvicorn.Server):
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
-        now = asyncio.get_running_loop().time()
-        for connection in list(self.server_state.connections):
-            connection.look(now)  # type: ignore[union-attr]
-        return await super().on_tick(counter)
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.looking = asyncio.create_task(self.look())
+
+    async def look(self) -> None:
+        """At all connections, ten times a second, to the end."""
+        while True:
+            await asyncio.sleep(0.1)
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                connection.look(now)  # type: ignore[union-attr]
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -56,7 +61,7 @@ def prepared(service: Service, model: dict[str, Any], *, api_key: str | None = N
     app = application(service, model, api_key=api_key, origins=origins, end=end)
     config = uvicorn.Config(
         app,
-        http=partial(Wire, service, app.refused),  # type: ignore[arg-type]
+        http=partial(Wire, service, app.refused, frozenset(origins)),  # type: ignore[arg-type]
         ws="none",
         loop="asyncio",
         lifespan="on",
@@ -65,7 +70,7 @@ def prepared(service: Service, model: dict[str, Any], *, api_key: str | None = N
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=int(PATIENCE),
-        timeout_graceful_shutdown=int(service.limits.deadline + PATIENCE),
+        timeout_graceful_shutdown=int(service.limits.deadline + PATIENCE + MORE_PATIENCE),  # a body may take so long to come
     )
     return Server(config)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from captioning.serving.fetch import Refused
+from captioning.serving.fetch import MAX_BYTES, Refused
 from captioning.serving.problems import Problem
 from captioning.serving.service import Download, Limits, Room
 
@@ -24,7 +24,7 @@ async def pictures_in(request: Request, room: Room, limits: Limits, download: Do
     if kind == "multipart/form-data":
         return await from_form(request, room, limits)
     if kind == "application/json":
-        return [await from_url(await whole(request, room, JSON_BYTES), download)]
+        return [await from_url(await whole(request, room, JSON_BYTES), room, download)]
     if kind.startswith("image/") or kind == "application/octet-stream":
         content = await whole(request, room, limits.bytes)
         if not content:
@@ -79,7 +79,7 @@ async def from_form(request: Request, room: Room, limits: Limits) -> list[bytes]
     return pictures
 
 
-async def from_url(body: bytes, download: Download | None) -> bytes:
+async def from_url(body: bytes, room: Room, download: Download | None) -> bytes:
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError):
@@ -88,6 +88,8 @@ async def from_url(body: bytes, download: Download | None) -> bytes:
         raise Problem("bad_request", 'the body must be {"image_url": "https://..."}')
     if download is None:
         raise Problem("urls_off", "image_url is not allowed here; send the image itself")
+    room.enter(1)
+    room.take(MAX_BYTES)  # it may be so much
     try:
         return await download(asked["image_url"])
     except Refused as error:
