@@ -491,6 +491,22 @@ def test_a_model_that_hangs_is_red_within_a_second_and_ends_the_process(serve):
     go.set()
 
 
+def test_a_model_that_gives_signs_of_life_is_not_said_to_hang_however_long_it_takes(serve):
+    client = serve()
+    captioner, states = client.service.captioner, []
+
+    def long(pictures, asked):
+        for _ in range(4):
+            time.sleep(0.3)
+            states.append(client.service.state)
+            captioner.beating(lambda: None)
+        return [[Candidate("a dog", -1.0, None)] for _ in pictures]
+
+    client.service.batcher.describe = long
+    assert describe(client, picture()).status_code == 200
+    assert states == ["ready"] * 4
+
+
 # What it says of itself
 
 

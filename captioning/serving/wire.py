@@ -125,8 +125,6 @@ class Wire(HttpToolsProtocol):
             if self.in_message and not self.is_ignored:
                 self.refuse(Problem("request_timeout", "the request took too long to arrive"))
             self.transport.close()
-            if self.transport.get_write_buffer_size():
-                self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
