@@ -24,7 +24,7 @@ from captioning.serving.caption_file import CaptionFile, still_to_do
 from captioning.serving.captioner import Asked, Captioner
 from captioning.serving.containers import container_of, jpeg_segments, jpeg_with, png_chunks, webp_chunks
 from captioning.serving.files import AHEAD, answers, find
-from captioning.serving.metadata import DC, Exif, Iptc, Xmp, data_set
+from captioning.serving.metadata import DC, RDF, Exif, Iptc, Xmp, data_set
 
 TEXT = "Ein Hund läuft – 犬が走る <&> \"'."
 NAMES = ["a.jpg", "b/c.png", "b/d.JPG", "e.webp", "f.jpg", "g.png", "h.gif"]
@@ -489,6 +489,28 @@ def test_xmp_is_added_to_and_every_other_byte_stays():
     new, keeps = Xmp.read(own).described(TEXT, overwrite=False)
     assert keeps and Xmp.read(new).texts == {f"{DC} description": "Mein Bild", **dict([list(Xmp.read(new).texts.items())[-1]])}
     assert "Mein Bild" not in Xmp.read(own).described(TEXT, overwrite=True)[0].decode()
+
+
+@pytest.mark.parametrize("empty", ["<t:description/>", '<t:description t:odd="a > b/>" />', "<t:description></t:description>"])
+@pytest.mark.parametrize("behind", ["<t:title>T</t:title>", " \n<!-- > --><t:title>T</t:title>", "", "<t:title/>"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_description_is_taken_out_and_its_neighbours_stay(empty, behind, overwrite):
+    packet = (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="{RDF}"><r:Description xmlns:t="{DC}">'
+        f"<t:creator>C</t:creator>{empty}{behind}</r:Description></r:RDF></x:xmpmeta>"
+    ).encode()
+    new, keeps = Xmp.read(packet).described(TEXT, overwrite)
+    start, end = new.index(b"<rdf:Description"), new.index(b"</r:RDF>")
+    assert not keeps and new[:start] + new[end:] == packet.replace(empty.encode(), b"")
+    assert list(Xmp.read(new).texts.values()) == [TEXT, TEXT]
+
+
+def test_a_packet_that_would_not_be_read_back_is_refused():
+    for text in ("\x0b", "a\rb"):  # XML has no such character; this one it would change
+        with pytest.raises(UserError, match="cannot be added to"):
+            Xmp.read(None).described(text, overwrite=True)
+    with pytest.raises(UserError, match="damaged"):  # no place within
+        Xmp.read(f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="{RDF}"/></x:xmpmeta>'.encode())
 
 
 @pytest.mark.parametrize(

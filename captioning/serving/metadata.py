@@ -99,6 +99,12 @@ class Xmp(NamedTuple):
         packet = self.packet[: self.end] + added.encode() + self.packet[self.end :]
         for start, end in sorted((self.places[name] for name in chosen if name in self.places), reverse=True):
             packet = packet[:start] + packet[end:]
+        try:
+            is_right = all(scanned(packet).texts.get(name) == text for name in chosen)
+        except (expat.ExpatError, UserError):
+            is_right = False
+        if not is_right:  # rather no copy than one that nobody can read
+            raise UserError("its XMP packet cannot be added to")
         return packet, len(chosen) < len(PROPERTIES)
 
     def element(self, name: str, text: str) -> str:
@@ -125,17 +131,25 @@ def scanned(packet: bytes) -> Xmp:
         if is_property():
             begun[name] = parser.CurrentByteIndex
             texts[name] = ""
+        elif name == f"{RDF} RDF":
+            begun[name] = parser.CurrentByteIndex
 
     def text(content: str) -> None:
         for name in PROPERTIES.keys() & path:
             texts[name] = texts.get(name, "") + content
 
     def end(name: str) -> None:
+        """Of an element without an end tag expat has no end: it stands behind it already."""
+        place = parser.CurrentByteIndex
         if is_property():
-            places[name] = (begun[name], packet.index(b">", after_start(packet, parser.CurrentByteIndex)) + 1)
-        if name == f"{RDF} RDF" and packet.startswith(b"</", parser.CurrentByteIndex):
-            ends.append(parser.CurrentByteIndex)
+            last = after_start(packet, begun[name])
+            places[name] = (begun[name], (last if is_empty(last) else after_start(packet, place)) + 1)
+        elif name == f"{RDF} RDF" and not is_empty(after_start(packet, begun[name])):
+            ends.append(place)
         path.pop()
+
+    def is_empty(last: int) -> bool:
+        return packet[last - 1] == ord("/")
 
     def is_property() -> bool:
         return path[-1] in PROPERTIES and path[-3:-1] == [f"{RDF} RDF", f"{RDF} Description"]
