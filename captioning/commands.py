@@ -27,11 +27,13 @@ def run_caption(options: argparse.Namespace) -> None:
         raise UserError(f"--embed {options.embed}: no {unknown[0]!r}. Allowed: {', '.join(KINDS)}")
     if options.into and options.into.exists() and not options.into.is_dir():
         raise UserError(f"--into {options.into}: is a file; a folder is needed")
+    if options.alt_csv and not options.alt_csv.is_dir() and options.alt_csv.suffix.lower() != ".csv":
+        raise UserError(f"--alt-csv {options.alt_csv}: must end in .csv")
     from captioning.build.files import keep, show
     from captioning.build.serving import open_captioner
     from captioning.serving.caption_file import CaptionFile
     from captioning.serving.captioner import Asked
-    from captioning.serving.files import find
+    from captioning.serving.files import find, refuse_overwriting
 
     captioner, about = open_captioner(options.run, options.device)
     out = options.attention
@@ -42,6 +44,7 @@ def run_caption(options: argparse.Namespace) -> None:
     files = find(options.images, without=options.into)
     if not files.paths:
         raise UserError("; ".join(files.problems))
+    refuse_overwriting({"--out": options.out, "--alt-csv": options.alt_csv, "--attention": out}, files.paths.values())
     if out and len(files.paths) > MAX_DRAWN:
         raise UserError(f"--attention {out}: draws {MAX_DRAWN} pictures at most, these are {len(files.paths):,}")
     asked = Asked(options.beam_size, options.max_length, options.beam_size if options.n_best else 1, looks=bool(out))

@@ -351,12 +351,47 @@ def test_odd_names_come_back_as_they_were(caption, tmp_path):
         (["--out", "nowhere/x.jsonl"], "nowhere/x.jsonl: cannot be written"),
         (["--alt-csv", "nowhere/x.csv"], "nowhere/x.csv: cannot be written"),
         (["--embed", "xmp", "--into", "photos/a.jpg"], "is a file"),
+        (["--alt-csv", "alt.txt"], "alt.txt: must end in .csv"),
     ],
 )
 def test_a_mistake_is_one_plain_sentence(caption, folder, monkeypatch, arguments, said):
     monkeypatch.chdir(folder.parent)
     code, _, err = caption("photos", *arguments)
     assert code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--attention", "photos/a.jpg"], "--attention photos/a.jpg: is one of the pictures (photos/a.jpg)"),
+        (["--attention", "link.png"], "--attention link.png: is one of the pictures (photos/g.png)"),
+        (["--alt-csv", "hard.csv"], "--alt-csv hard.csv: is one of the pictures (photos/f.jpg)"),
+        (["--out", "photos/empty.jpg"], "--out photos/empty.jpg: is one of the pictures"),
+        (["--out", "x.csv", "--alt-csv", "photos/../x.csv"], "--alt-csv photos/../x.csv: is the file of --out too"),
+        (["--out", "there.csv", "--alt-csv", "same.csv"], "--alt-csv same.csv: is the file of --out too"),
+    ],
+)
+def test_no_output_replaces_a_picture_or_another_output(caption, folder, monkeypatch, arguments, said):
+    monkeypatch.chdir(folder.parent)
+    (folder / "empty.jpg").touch()
+    (folder.parent / "link.png").symlink_to(folder / "g.png")
+    (folder.parent / "hard.csv").hardlink_to(folder / "f.jpg")
+    (folder.parent / "there.csv").touch()
+    (folder.parent / "same.csv").symlink_to("there.csv")
+    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+    code, shown, err = caption("photos", *arguments)
+    assert code == 2 and said in err and err.count("\n") == 1 and not shown
+    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_drawing_that_cannot_be_written_is_one_sentence(caption, folder, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, said, err = caption(folder / "a.jpg", "--attention", folder.parent / "words.png")
+    assert code == 2 and said.startswith(f"{folder / 'a.jpg'}: ") and err.count("\n") == 1
+    assert "words.png: cannot be written (No space left on device)" in err
 
 
 # alt texts

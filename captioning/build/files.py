@@ -41,7 +41,10 @@ def show(captioner: Captioner, files: Files, asked: Asked, batch_size: int, as_j
     if as_json:
         print(json.dumps(result, indent=1))
     if attention and strips:
-        stacked(strips).save(attention)
+        try:
+            stacked(strips).save(attention)
+        except (OSError, ValueError) as error:  # Pillow's own have no number
+            raise UserError(f"--attention {attention}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
         print(f"{attention} shows where each word looked", file=sys.stderr)
     if len(files.named) < len(files.paths):
         say_some([problem for name, problem in broken.items() if name not in files.named])

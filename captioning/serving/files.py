@@ -89,6 +89,17 @@ def identity(path: str | Path) -> tuple[int, int] | None:
     return about.st_dev, about.st_ino
 
 
+def refuse_overwriting(outputs: dict[str, Path | None], paths: Iterable[str]) -> None:
+    """An output (by its option) is neither a picture that is read nor another output, under whatever name."""
+    taken: dict[tuple[int, int] | str, str] = {}
+    for option, path in outputs.items():
+        if path and (other := taken.setdefault(identity(path) or os.path.realpath(path), option)) != option:
+            raise UserError(f"{option} {path}: is the file of {other} too; each needs its own")
+    for path in paths if any(isinstance(its, tuple) for its in taken) else ():  # a new file is none
+        if option := taken.get(identity(path) or ""):
+            raise UserError(f"{option} {outputs[option]}: is one of the pictures ({path}); they are never written")
+
+
 def entries(folder: str) -> list[tuple[str, bool]]:
     """(name, is it a folder), sorted; hidden ones too."""
     with os.scandir(folder) as found:
