@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -526,18 +527,53 @@ def test_xmp_is_added_to_and_every_other_byte_stays():
     assert "Mein Bild" not in Xmp.read(own).described(TEXT, overwrite=True)[0].decode()
 
 
+def packet_with(properties: str) -> bytes:
+    return (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="{RDF}"><r:Description xmlns:t="{DC}">'
+        f"{properties}</r:Description></r:RDF></x:xmpmeta>"
+    ).encode()
+
+
 @pytest.mark.parametrize("empty", ["<t:description/>", '<t:description t:odd="a > b/>" />', "<t:description></t:description>"])
 @pytest.mark.parametrize("behind", ["<t:title>T</t:title>", " \n<!-- > --><t:title>T</t:title>", "", "<t:title/>"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_empty_description_is_taken_out_and_its_neighbours_stay(empty, behind, overwrite):
-    packet = (
-        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="{RDF}"><r:Description xmlns:t="{DC}">'
-        f"<t:creator>C</t:creator>{empty}{behind}</r:Description></r:RDF></x:xmpmeta>"
-    ).encode()
+    packet = packet_with(f"<t:creator>C</t:creator>{empty}{behind}")
     new, keeps = Xmp.read(packet).described(TEXT, overwrite)
     start, end = new.index(b"<rdf:Description"), new.index(b"</r:RDF>")
     assert not keeps and new[:start] + new[end:] == packet.replace(empty.encode(), b"")
     assert list(Xmp.read(new).texts.values()) == [TEXT, TEXT]
+
+
+@pytest.mark.parametrize(
+    ("properties", "said"),
+    [
+        ("<a>\n" * 30_000 + "</a>\n" * 30_000, "nested too deeply"),
+        (" " * 5_000_000, "larger than 4 MB"),
+        ("<t:description>Mine.</t:description><t:description/>", "two descriptions"),
+    ],
+)
+def test_a_packet_made_to_be_slow_or_misread_is_refused_at_once(properties, said):
+    begun = time.process_time()
+    with pytest.raises(UserError, match=said):
+        Xmp.read(packet_with(properties))
+    assert time.process_time() - begun < 1
+
+
+def test_the_time_for_a_packet_grows_with_its_size_alone():
+    """The largest that is taken, made of what takes longest, within seconds."""
+    begun = time.process_time()
+    xmp = Xmp.read(packet_with("<t:description>" + "a&amp;\n" * 500_000 + "</t:description>"))
+    assert xmp.texts == {f"{DC} description": "a&\n" * 500_000} and time.process_time() - begun < 5
+
+
+def test_a_full_exif_directory_is_refused():
+    entries = b"".join(struct.pack(">HHII", 0x8000, 3, 1, 0) for _ in range(0xFFFF))
+    block = b"MM\0*\0\0\0\x08\xff\xff" + entries + b"\0\0\0\0"
+    with pytest.raises(UserError, match="65,535 entries"):
+        Exif.read(block).described(TEXT)
+    block = b"MM\0*\0\0\0\x08\xff\xfe" + entries[12:] + b"\0\0\0\0"
+    assert Exif.read(Exif.read(block).described(TEXT)).description() == TEXT
 
 
 def test_a_packet_that_would_not_be_read_back_is_refused():

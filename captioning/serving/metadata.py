@@ -18,6 +18,8 @@ IPTC_RESOURCE = 0x0404  # of Photoshop's
 CHARACTERS, VERSION, CAPTION = (1, 90), (2, 0), (2, 120)  # data sets of IIM 4.2
 UTF_8 = b"\x1b%G"
 MAX_CAPTION = 2000  # bytes, says IIM
+MAX_PACKET, MAX_DEPTH = 1 << 22, 100  # bytes and elements within each other: a packet of a few kilobytes has ten
+MAX_ENTRIES = 0xFFFF  # of a directory
 
 
 class Exif(NamedTuple):
@@ -62,6 +64,8 @@ class Exif(NamedTuple):
         block = self.block + b"\0" * (len(self.block) % 2)
         value = content.ljust(4, b"\0") if len(content) <= 4 else struct.pack(f"{self.order}I", len(block))
         entries = [entry for entry in self.entries if self.tag(entry) != IMAGE_DESCRIPTION]
+        if len(entries) == MAX_ENTRIES:
+            raise UserError(f"its EXIF block has {MAX_ENTRIES:,} entries and no room for another")
         entries.append(struct.pack(f"{self.order}HHI", IMAGE_DESCRIPTION, 2, len(content)) + value)
         block += content + b"\0" * (len(content) % 2)
         head = block[:4] + struct.pack(f"{self.order}I", len(block))
@@ -117,26 +121,37 @@ class Xmp(NamedTuple):
 
 
 def scanned(packet: bytes) -> Xmp:
+    if len(packet) > MAX_PACKET:
+        raise UserError(f"its XMP packet is larger than {MAX_PACKET >> 20} MB")
     if b"\0" in packet:
         raise UserError("its XMP packet is not in UTF-8")
     packet.decode()
     parser, path, about = expat.ParserCreate("UTF-8", " "), [], []
-    ends, places, texts, begun = [], {}, {}, {}
+    ends, places, begun = [], {}, {}
+    texts: dict[str, list[str]] = {}
+    within: list[str] = []  # the property that the parser is in, if any
+    parser.buffer_text = True
 
     def begin(name: str, attributes: dict[str, str]) -> None:
         if path[-1:] == [f"{RDF} RDF"] and name == f"{RDF} Description":
             about.append(attributes.get(f"{RDF} about", attributes.get("about", "")))
-            texts.update({key: value for key, value in attributes.items() if key in PROPERTIES})
+            texts.update({key: [value] for key, value in attributes.items() if key in PROPERTIES})
         path.append(name)
+        if len(path) > MAX_DEPTH:
+            raise UserError("its XMP packet is nested too deeply")
+        if name in PROPERTIES and not within:
+            within.append(name)
         if is_property():
+            if name in begun:
+                raise UserError("its XMP packet has two descriptions")
             begun[name] = parser.CurrentByteIndex
-            texts[name] = ""
+            texts[name] = []
         elif name == f"{RDF} RDF":
             begun[name] = parser.CurrentByteIndex
 
     def text(content: str) -> None:
-        for name in PROPERTIES.keys() & path:
-            texts[name] = texts.get(name, "") + content
+        for name in within:
+            texts.setdefault(name, []).append(content)
 
     def end(name: str) -> None:
         """Of an element without an end tag expat has no end: it stands behind it already."""
@@ -147,6 +162,8 @@ def scanned(packet: bytes) -> Xmp:
         elif name == f"{RDF} RDF" and not is_empty(after_start(packet, begun[name])):
             ends.append(place)
         path.pop()
+        if within and within[0] not in path:
+            within.clear()
 
     def is_empty(last: int) -> bool:
         return packet[last - 1] == ord("/")
@@ -162,7 +179,7 @@ def scanned(packet: bytes) -> Xmp:
     parser.Parse(packet, True)
     if len(ends) != 1:
         raise UserError("its XMP packet is damaged")
-    return Xmp(packet, about[0] if about else "", ends[0], places, texts)
+    return Xmp(packet, about[0] if about else "", ends[0], places, {name: "".join(parts) for name, parts in texts.items()})
 
 
 def after_start(packet: bytes, place: int) -> int:
