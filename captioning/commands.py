@@ -25,9 +25,10 @@ def run_caption(options: argparse.Namespace) -> None:
 
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--embed {options.embed}: no {unknown[0]!r}. Allowed: {', '.join(KINDS)}")
-    if options.into and options.into.exists() and not options.into.is_dir():
-        raise UserError(f"--into {options.into}: is a file; a folder is needed")
-    if options.alt_csv and not options.alt_csv.is_dir() and options.alt_csv.suffix.lower() != ".csv":
+    for place in (options.into, *options.into.parents) if options.into else ():
+        if os.path.exists(place) and not os.path.isdir(place):
+            raise UserError(f"--into {options.into}: {'' if place == options.into else f'{place} '}is a file; a folder is needed")
+    if options.alt_csv and not os.path.isdir(options.alt_csv) and options.alt_csv.suffix.lower() != ".csv":
         raise UserError(f"--alt-csv {options.alt_csv}: must end in .csv")
     from captioning.build.files import keep, show
     from captioning.build.serving import open_captioner

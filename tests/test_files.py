@@ -20,7 +20,7 @@ from captioning.build.serving import open_captioner
 from captioning.cli import main as captioning_command
 from captioning.data.formats import FORMATS, SUFFIXES
 from captioning.errors import UserError
-from captioning.serving.alt_text import described
+from captioning.serving.alt_text import Copies, described
 from captioning.serving.caption_file import CaptionFile, still_to_do
 from captioning.serving.captioner import Asked, Captioner
 from captioning.serving.containers import container_of, jpeg_segments, jpeg_with, png_chunks, webp_chunks
@@ -352,6 +352,10 @@ def test_odd_names_come_back_as_they_were(caption, tmp_path):
         (["--out", "nowhere/x.jsonl"], "nowhere/x.jsonl: cannot be written"),
         (["--alt-csv", "nowhere/x.csv"], "nowhere/x.csv: cannot be written"),
         (["--embed", "xmp", "--into", "photos/a.jpg"], "is a file"),
+        (["--embed", "xmp", "--into", "photos/a.jpg/sub"], "--into photos/a.jpg/sub: photos/a.jpg is a file"),
+        (["--embed", "xmp", "--into", "a" * 300], "File name too long"),
+        (["--out", "a" * 300], "File name too long"),
+        (["--alt-csv", "a" * 300 + ".csv"], "File name too long"),
         (["--alt-csv", "alt.txt"], "alt.txt: must end in .csv"),
     ],
 )
@@ -406,7 +410,7 @@ def test_the_csv_has_every_caption_of_the_file_also_when_it_went_on(caption, fol
     with open(alt, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [["image", "alt_text"], *([record["image"], record["description"]] for record in lines(out))]
-    assert not list(folder.parent.glob("*.unfinished"))
+    assert not list(folder.parent.glob("*.unfinished")) and not list(folder.parent.glob(".*"))
 
 
 def test_the_csv_is_there_also_where_a_named_file_was_broken(caption, folder):
@@ -438,6 +442,41 @@ def test_a_copy_never_replaces_an_original(caption, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     caption(folder / "a.jpg", folder / "f.jpg", "--embed", "xmp", "--into", folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_picture_with_the_longest_name_that_there_is_has_its_copy(caption, tmp_path):
+    name = "猫" * 83 + "a.jpg"
+    assert len(name.encode()) == 254
+    place, into = folder_of(tmp_path / "photos", [name, "z.jpg"]), tmp_path / "copies"
+    code, said, _ = caption(place, "--embed", "xmp", "--into", into)
+    assert code == 0 and "2 copies with a description" in said and sorted(os.listdir(into)) == sorted([name, "z.jpg"])
+
+
+@pytest.mark.parametrize("cannot_clean", [False, True])
+def test_a_copy_that_cannot_be_written_is_one_sentence_and_leaves_nothing(folder, monkeypatch, cannot_clean):
+    def failing(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    into = folder.parent / "copies"
+    monkeypatch.setattr(shutil, "copymode", failing)
+    if cannot_clean:
+        monkeypatch.setattr(type(into), "unlink", failing)
+    with pytest.raises(UserError, match="a.jpg cannot be written .No space left"):
+        Copies(into, ["xmp"], False).add("a.jpg", str(folder / "a.jpg"), {"caption": "a dog", "description": "A dog."})
+    assert cannot_clean or not os.listdir(into)
+
+
+def test_two_that_write_to_one_folder_are_not_in_each_others_way(folder, monkeypatch):
+    record, into, copymode = {"caption": "a dog", "description": "A dog."}, folder.parent / "copies", shutil.copymode
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(shutil, "copymode", copymode)
+        Copies(into, ["xmp"], False).add("a.jpg", str(folder / "a.jpg"), record | {"description": "A much longer description."})
+        copymode(*arguments)
+
+    monkeypatch.setattr(shutil, "copymode", meanwhile)
+    Copies(into, ["xmp"], False).add("a.jpg", str(folder / "a.jpg"), record)
+    assert os.listdir(into) == ["a.jpg"] and b"A dog." in (into / "a.jpg").read_bytes()
 
 
 def compressed(content: bytes) -> bytes | list:
