@@ -479,6 +479,10 @@ def test_two_that_write_to_one_folder_are_not_in_each_others_way(folder, monkeyp
     assert os.listdir(into) == ["a.jpg"] and b"A dog." in (into / "a.jpg").read_bytes()
 
 
+def blocks_of(content: bytes):
+    return container_of(content).read(content, ["exif", "xmp", "iptc"])
+
+
 def compressed(content: bytes) -> bytes | list:
     """The picture without its metadata, as it is compressed."""
     match container_of(content).name:
@@ -522,17 +526,17 @@ def test_a_description_comes_back_and_the_pixels_stay_byte_for_byte(name):
         old, new = before.getexif(), after.getexif()
         assert {tag: new[tag] for tag in old if tag != 0x8769} == {tag: old[tag] for tag in old if tag != 0x8769}
         assert new.get_ifd(0x8769) == old.get_ifd(0x8769)
-    xmp = Xmp.read(container_of(its.content).read(its.content)["xmp"])
+    xmp = Xmp.read(blocks_of(its.content)["xmp"])
     assert list(xmp.texts.values()) == [TEXT, TEXT]
     if "jpeg" in name:
-        iptc = Iptc.read(container_of(its.content).read(its.content)["iptc"])
+        iptc = Iptc.read(blocks_of(its.content)["iptc"])
         assert iptc.description() == TEXT and iptc.is_utf_8()
     else:
         assert its.without == ["iptc"]
     again = described(its.content, "Another.", ["exif", "xmp", "iptc"])
     assert again.content == its.content and again.kept == [kind for kind in ("exif", "xmp", "iptc") if kind not in its.without]
     other = described(its.content, "Another.", ["exif", "xmp", "iptc"], overwrite=True).content
-    blocks = container_of(other).read(other)
+    blocks = blocks_of(other)
     assert Exif.read(blocks["exif"]).description() == "Another." and set(Xmp.read(blocks["xmp"]).texts.values()) == {"Another."}
     assert b"Hund" not in blocks["xmp"] and compressed(other) == compressed(content)
 
@@ -642,6 +646,10 @@ def test_iptc_keeps_other_texts_and_never_renames_their_characters():
         assert Iptc.read(its).description() == text and [data for key, data in Iptc.read(its).sets if key == (2, 25)] == [
             data_set((2, 25), b"one"), data_set((2, 25), b"two")
         ]  # fmt: skip
+    for length in (127, 128, 255):  # the length stands before the text, and is none of it
+        ascii = data_set((2, 25), b"k" * length)
+        its = Iptc.read(Iptc.read(b"8BIM\x04\x04\0\0" + len(ascii).to_bytes(4) + ascii + b"\0" * (len(ascii) % 2)).described(TEXT))
+        assert its.is_utf_8() and its.description() == TEXT
     with pytest.raises(UserError, match="does not name"):
         Iptc.read(b"8BIM\x04\x04\0\0" + len(latin).to_bytes(4) + latin).described(TEXT)
     with pytest.raises(UserError, match="2,000 bytes"):
@@ -681,6 +689,36 @@ def test_a_file_of_several_pictures_keeps_the_distance_between_them():
 def test_a_block_that_jpeg_cannot_hold_is_refused():
     with pytest.raises(UserError, match="64 kB"):
         described(encoded("JPEG"), "a" * 70_000, ["exif"])
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(("keyword", "refused"), [("exif", ["exif"]), ("APP1", ["exif", "xmp"]), ("xmp", ["xmp"]), ("icc", [])])
+def test_a_block_in_a_text_of_a_png_is_not_hidden_by_a_new_one(keyword, refused, compress):
+    """ImageMagick keeps EXIF there; readers prefer a chunk of its own, and what it does not say (the orientation) would be lost."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(f"Raw profile type {keyword}", f"\nexif\n{len(exif_of()):8}\n{exif_of().hex()}\n", zip=compress)
+    content = encoded("PNG", pnginfo=info)
+    for kind in ("exif", "xmp"):
+        if kind in refused:
+            with pytest.raises(UserError, match=f"its {kind.upper()} block is in a text"):
+                described(content, TEXT, [kind], overwrite=True)
+            continue
+        with Image.open(BytesIO(content)) as before, Image.open(BytesIO(described(content, TEXT, [kind]).content)) as after:
+            assert after.getexif().get(0x0112) == before.getexif().get(0x0112) and after.text.items() >= before.text.items()
+
+
+def test_a_block_of_another_kind_may_be_in_several_parts():
+    content = described(encoded("JPEG"), "Mine.", ["exif", "xmp", "iptc"]).content
+    segments, pixels = jpeg_segments(content)
+    for kind, head in (("exif", b"Exif"), ("xmp", b"http"), ("iptc", b"Photoshop")):
+        double = [segment for segment in segments for _ in range(1 + segment.startswith(head, 4))]
+        assert len(double) == len(segments) + 1
+        several = content[:2] + b"".join(double) + pixels
+        others = [its for its in ("exif", "xmp", "iptc") if its != kind]
+        new = described(several, TEXT, others, overwrite=True).content
+        assert jpeg_segments(new)[0].count(next(its for its in segments if its.startswith(head, 4))) == 2
+        with pytest.raises(UserError, match=f"its {kind.upper()} block is in several parts"):
+            described(several, TEXT, [*others, kind], overwrite=True)
 
 
 def test_a_compressed_packet_in_a_png_is_read():

@@ -77,7 +77,7 @@ def described(content: bytes, description: str, kinds: list[str], overwrite: boo
     if container is None or not set(kinds) & set(container.kinds):
         formats = "JPEG alone takes" if kinds == ["iptc"] else "JPEG, PNG and WebP take"
         raise UserError(f"no place for {', '.join(kinds)} in this format; {formats} it")
-    there, blocks, kept = container.read(content), {}, []
+    there, blocks, kept = container.read(content, kinds), {}, []
     for kind in [kind for kind in kinds if kind in container.kinds]:
         if kind == "xmp":
             blocks[kind], keeps = Xmp.read(there.get(kind)).described(description, overwrite)

@@ -228,7 +228,7 @@ class Iptc(NamedTuple):
         content = text.encode()
         if len(content) > MAX_CAPTION:
             raise UserError(f"IPTC takes a description of {MAX_CAPTION:,} bytes; this has {len(content):,}")
-        is_named = self.is_utf_8() or all(data.isascii() for (record, number), data in self.sets if record == 2 and number < 200)
+        is_named = self.is_utf_8() or all(data[5:].isascii() for (record, number), data in self.sets if record == 2 and number < 200)
         if not is_named and not text.isascii():
             raise UserError("its IPTC block has texts in a character set that it does not name: ASCII alone could be added")
         replaced = {CAPTION, CHARACTERS} if is_named else {CAPTION}
