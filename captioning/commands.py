@@ -34,7 +34,7 @@ def run_caption(options: argparse.Namespace) -> None:
     from captioning.build.serving import open_captioner
     from captioning.serving.caption_file import CaptionFile
     from captioning.serving.captioner import Asked
-    from captioning.serving.files import find, refuse_overwriting
+    from captioning.serving.files import find, refuse_overwriting, writable
 
     captioner, about = open_captioner(options.run, options.device)
     out = options.attention
@@ -44,7 +44,7 @@ def run_caption(options: argparse.Namespace) -> None:
         raise UserError(f"--attention {out}: must be a .png, .jpg or .webp file in a folder that exists")
     files = find(options.images, without=options.into)
     if not files.paths:
-        raise UserError("; ".join(files.problems))
+        raise UserError(writable("; ".join(files.problems)))
     refuse_overwriting({"--out": options.out, "--alt-csv": options.alt_csv, "--attention": out}, files.paths.values())
     if out and len(files.paths) > MAX_DRAWN:
         raise UserError(f"--attention {out}: draws {MAX_DRAWN} pictures at most, these are {len(files.paths):,}")

@@ -339,9 +339,42 @@ def test_odd_names_come_back_as_they_were(caption, tmp_path):
     assert not any(name.startswith(("=", "+", "-", "@")) for name in rows)
 
 
+def test_names_are_no_commands_to_the_terminal(caption, tmp_path):
+    names = ["\x1b[31mred.jpg", "two\nlines.jpg", "\x7f\x9b.jpg", "犬 é.jpg", os.fsdecode(b"caf\xe9.jpg")]
+    place, into = folder_of(tmp_path / "photos", names), tmp_path / "copies"
+    escaped = {"\\x1b[31mred.jpg", "two\\x0alines.jpg", "\\x7f\\x9b.jpg", "犬 é.jpg", "caf\\udce9.jpg"}
+    code, out, _ = caption(place)
+    assert code == 0 and {line.rpartition("/")[2].partition(": ")[0] for line in out.splitlines()} == escaped
+    for name in names:
+        (place / name).write_bytes(b"broken")
+    given = [place / name for name in names]
+    for said in (
+        caption(place)[2],
+        caption(*given)[2],
+        caption(tmp_path / "\x1b[31mnone*")[2],
+        caption(*given, "--embed", "xmp", "--into", into)[2],
+    ):
+        assert said and all(its.isprintable() for its in said.replace("\n", ""))
+    assert caption(*given)[2].count("\n") == 1
+    record = {"caption": "a dog", "description": "A dog."}
+    (tmp_path / "file").touch()
+    photo().save(place / "a.jpg")
+    with pytest.raises(UserError, match="x1b"):
+        Copies(tmp_path / "file", ["xmp"], False).add("\x1b.jpg", str(place / "a.jpg"), record)
+
+
+def test_a_folder_that_is_to_hold_the_copies_is_not_said_to_be_empty(caption, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(os.listdir())
+    code, _, err = caption(".", "--embed", "xmp", "--into", ".")
+    assert code == 2 and ".: the copies go there; they need a folder of their own" in err and err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([""], "'': no name"),
         (["--batch-size", "0"], "--batch-size 0: at least 1"),
         (["--embed", "exif"], "one without the other"),
         (["--into", "copies"], "one without the other"),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from captioning.errors import UserError
 from captioning.serving.containers import container_of
+from captioning.serving.files import writable
 from captioning.serving.metadata import Exif, Iptc, Xmp
 
 KINDS = ("exif", "xmp", "iptc")
@@ -125,7 +126,7 @@ class Copies:
             shutil.copymode(path, new)
             new.replace(target)
         except OSError as error:
-            raise UserError(f"--into {self.folder}: {target.name} cannot be written ({error.strerror})") from None
+            raise UserError(f"--into {self.folder}: {writable(target.name)} cannot be written ({error.strerror})") from None
         finally:
             with suppress(OSError):  # where all went well there is none
                 new.unlink()
