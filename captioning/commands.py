@@ -26,13 +26,16 @@ def run_caption(options: argparse.Namespace) -> None:
 
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise UserError(f"--embed {options.embed}: no {unknown[0]!r}. Allowed: {', '.join(KINDS)}")
-    if options.into and options.into.exists() and not options.into.is_dir():
-        raise UserError(f"--into {options.into}: is a file; a folder is needed")
+    for place in (options.into, *options.into.parents) if options.into else ():
+        if os.path.exists(place) and not os.path.isdir(place):
+            raise UserError(f"--into {options.into}: {'' if place == options.into else f'{place} '}is a file; a folder is needed")
+    if options.alt_csv and not os.path.isdir(options.alt_csv) and options.alt_csv.suffix.lower() != ".csv":
+        raise UserError(f"--alt-csv {options.alt_csv}: must end in .csv")
     from captioning.build.files import keep, show
     from captioning.build.serving import open_captioner
     from captioning.serving.caption_file import CaptionFile
     from captioning.serving.captioner import Asked
-    from captioning.serving.files import find
+    from captioning.serving.files import find, refuse_overwriting, writable
 
     captioner, about = open_captioner(options.run, options.device)
     out = options.attention
@@ -42,7 +45,8 @@ def run_caption(options: argparse.Namespace) -> None:
         raise UserError(f"--attention {out}: must be a .png, .jpg or .webp file in a folder that exists")
     files = find(options.images, without=options.into)
     if not files.paths:
-        raise UserError("; ".join(files.problems))
+        raise UserError(writable("; ".join(files.problems)))
+    refuse_overwriting({"--out": options.out, "--alt-csv": options.alt_csv, "--attention": out}, files.paths.values())
     if out and len(files.paths) > MAX_DRAWN:
         raise UserError(f"--attention {out}: draws {MAX_DRAWN} pictures at most, these are {len(files.paths):,}")
     asked = Asked(options.beam_size, options.max_length, options.beam_size if options.n_best else 1, looks=bool(out))

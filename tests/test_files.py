@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -19,12 +20,12 @@ from captioning.build.serving import open_captioner
 from captioning.cli import main as captioning_command
 from captioning.data.formats import FORMATS, SUFFIXES
 from captioning.errors import UserError
-from captioning.serving.alt_text import described
+from captioning.serving.alt_text import Copies, described
 from captioning.serving.caption_file import CaptionFile, still_to_do
 from captioning.serving.captioner import Asked, Captioner
 from captioning.serving.containers import container_of, jpeg_segments, jpeg_with, png_chunks, webp_chunks
 from captioning.serving.files import AHEAD, answers, find
-from captioning.serving.metadata import DC, Exif, Iptc, Xmp, data_set
+from captioning.serving.metadata import DC, RDF, Exif, Iptc, Xmp, data_set
 
 TEXT = "Ein Hund läuft – 犬が走る <&> \"'."
 NAMES = ["a.jpg", "b/c.png", "b/d.JPG", "e.webp", "f.jpg", "g.png", "h.gif"]
@@ -338,9 +339,42 @@ def test_odd_names_come_back_as_they_were(caption, tmp_path):
     assert not any(name.startswith(("=", "+", "-", "@")) for name in rows)
 
 
+def test_names_are_no_commands_to_the_terminal(caption, tmp_path):
+    names = ["\x1b[31mred.jpg", "two\nlines.jpg", "\x7f\x9b.jpg", "犬 é.jpg", os.fsdecode(b"caf\xe9.jpg")]
+    place, into = folder_of(tmp_path / "photos", names), tmp_path / "copies"
+    escaped = {"\\x1b[31mred.jpg", "two\\x0alines.jpg", "\\x7f\\x9b.jpg", "犬 é.jpg", "caf\\udce9.jpg"}
+    code, out, _ = caption(place)
+    assert code == 0 and {line.rpartition("/")[2].partition(": ")[0] for line in out.splitlines()} == escaped
+    for name in names:
+        (place / name).write_bytes(b"broken")
+    given = [place / name for name in names]
+    for said in (
+        caption(place)[2],
+        caption(*given)[2],
+        caption(tmp_path / "\x1b[31mnone*")[2],
+        caption(*given, "--embed", "xmp", "--into", into)[2],
+    ):
+        assert said and all(its.isprintable() for its in said.replace("\n", ""))
+    assert caption(*given)[2].count("\n") == 1
+    record = {"caption": "a dog", "description": "A dog."}
+    (tmp_path / "file").touch()
+    photo().save(place / "a.jpg")
+    with pytest.raises(UserError, match="x1b"):
+        Copies(tmp_path / "file", ["xmp"], False).add("\x1b.jpg", str(place / "a.jpg"), record)
+
+
+def test_a_folder_that_is_to_hold_the_copies_is_not_said_to_be_empty(caption, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = sorted(os.listdir())
+    code, _, err = caption(".", "--embed", "xmp", "--into", ".")
+    assert code == 2 and ".: the copies go there; they need a folder of their own" in err and err.count("\n") == 1
+    assert sorted(os.listdir()) == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ([""], "'': no name"),
         (["--batch-size", "0"], "--batch-size 0: at least 1"),
         (["--embed", "exif"], "one without the other"),
         (["--into", "copies"], "one without the other"),
@@ -351,12 +385,51 @@ def test_odd_names_come_back_as_they_were(caption, tmp_path):
         (["--out", "nowhere/x.jsonl"], "nowhere/x.jsonl: cannot be written"),
         (["--alt-csv", "nowhere/x.csv"], "nowhere/x.csv: cannot be written"),
         (["--embed", "xmp", "--into", "photos/a.jpg"], "is a file"),
+        (["--embed", "xmp", "--into", "photos/a.jpg/sub"], "--into photos/a.jpg/sub: photos/a.jpg is a file"),
+        (["--embed", "xmp", "--into", "a" * 300], "File name too long"),
+        (["--out", "a" * 300], "File name too long"),
+        (["--alt-csv", "a" * 300 + ".csv"], "File name too long"),
+        (["--alt-csv", "alt.txt"], "alt.txt: must end in .csv"),
     ],
 )
 def test_a_mistake_is_one_plain_sentence(caption, folder, monkeypatch, arguments, said):
     monkeypatch.chdir(folder.parent)
     code, _, err = caption("photos", *arguments)
     assert code == 2 and said in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--attention", "photos/a.jpg"], "--attention photos/a.jpg: is one of the pictures (photos/a.jpg)"),
+        (["--attention", "link.png"], "--attention link.png: is one of the pictures (photos/g.png)"),
+        (["--alt-csv", "hard.csv"], "--alt-csv hard.csv: is one of the pictures (photos/f.jpg)"),
+        (["--out", "photos/empty.jpg"], "--out photos/empty.jpg: is one of the pictures"),
+        (["--out", "x.csv", "--alt-csv", "photos/../x.csv"], "--alt-csv photos/../x.csv: is the file of --out too"),
+        (["--out", "there.csv", "--alt-csv", "same.csv"], "--alt-csv same.csv: is the file of --out too"),
+    ],
+)
+def test_no_output_replaces_a_picture_or_another_output(caption, folder, monkeypatch, arguments, said):
+    monkeypatch.chdir(folder.parent)
+    (folder / "empty.jpg").touch()
+    (folder.parent / "link.png").symlink_to(folder / "g.png")
+    (folder.parent / "hard.csv").hardlink_to(folder / "f.jpg")
+    (folder.parent / "there.csv").touch()
+    (folder.parent / "same.csv").symlink_to("there.csv")
+    before = {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+    code, shown, err = caption("photos", *arguments)
+    assert code == 2 and said in err and err.count("\n") == 1 and not shown
+    assert {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_drawing_that_cannot_be_written_is_one_sentence(caption, folder, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    code, said, err = caption(folder / "a.jpg", "--attention", folder.parent / "words.png")
+    assert code == 2 and said.startswith(f"{folder / 'a.jpg'}: ") and err.count("\n") == 1
+    assert "words.png: cannot be written (No space left on device)" in err
 
 
 # alt texts
@@ -370,7 +443,7 @@ def test_the_csv_has_every_caption_of_the_file_also_when_it_went_on(caption, fol
     with open(alt, newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     assert rows == [["image", "alt_text"], *([record["image"], record["description"]] for record in lines(out))]
-    assert not list(folder.parent.glob("*.unfinished"))
+    assert not list(folder.parent.glob("*.unfinished")) and not list(folder.parent.glob(".*"))
 
 
 def test_the_csv_is_there_also_where_a_named_file_was_broken(caption, folder):
@@ -402,6 +475,45 @@ def test_a_copy_never_replaces_an_original(caption, folder):
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     caption(folder / "a.jpg", folder / "f.jpg", "--embed", "xmp", "--into", folder)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_picture_with_the_longest_name_that_there_is_has_its_copy(caption, tmp_path):
+    name = "猫" * 83 + "a.jpg"
+    assert len(name.encode()) == 254
+    place, into = folder_of(tmp_path / "photos", [name, "z.jpg"]), tmp_path / "copies"
+    code, said, _ = caption(place, "--embed", "xmp", "--into", into)
+    assert code == 0 and "2 copies with a description" in said and sorted(os.listdir(into)) == sorted([name, "z.jpg"])
+
+
+@pytest.mark.parametrize("cannot_clean", [False, True])
+def test_a_copy_that_cannot_be_written_is_one_sentence_and_leaves_nothing(folder, monkeypatch, cannot_clean):
+    def failing(*arguments, **more):
+        raise OSError(28, "No space left on device")
+
+    into = folder.parent / "copies"
+    monkeypatch.setattr(shutil, "copymode", failing)
+    if cannot_clean:
+        monkeypatch.setattr(type(into), "unlink", failing)
+    with pytest.raises(UserError, match="a.jpg cannot be written .No space left"):
+        Copies(into, ["xmp"], False).add("a.jpg", str(folder / "a.jpg"), {"caption": "a dog", "description": "A dog."})
+    assert cannot_clean or not os.listdir(into)
+
+
+def test_two_that_write_to_one_folder_are_not_in_each_others_way(folder, monkeypatch):
+    record, into, copymode = {"caption": "a dog", "description": "A dog."}, folder.parent / "copies", shutil.copymode
+
+    def meanwhile(*arguments):
+        monkeypatch.setattr(shutil, "copymode", copymode)
+        Copies(into, ["xmp"], False).add("a.jpg", str(folder / "a.jpg"), record | {"description": "A much longer description."})
+        copymode(*arguments)
+
+    monkeypatch.setattr(shutil, "copymode", meanwhile)
+    Copies(into, ["xmp"], False).add("a.jpg", str(folder / "a.jpg"), record)
+    assert os.listdir(into) == ["a.jpg"] and b"A dog." in (into / "a.jpg").read_bytes()
+
+
+def blocks_of(content: bytes):
+    return container_of(content).read(content, ["exif", "xmp", "iptc"])
 
 
 def compressed(content: bytes) -> bytes | list:
@@ -447,17 +559,17 @@ def test_a_description_comes_back_and_the_pixels_stay_byte_for_byte(name):
         old, new = before.getexif(), after.getexif()
         assert {tag: new[tag] for tag in old if tag != 0x8769} == {tag: old[tag] for tag in old if tag != 0x8769}
         assert new.get_ifd(0x8769) == old.get_ifd(0x8769)
-    xmp = Xmp.read(container_of(its.content).read(its.content)["xmp"])
+    xmp = Xmp.read(blocks_of(its.content)["xmp"])
     assert list(xmp.texts.values()) == [TEXT, TEXT]
     if "jpeg" in name:
-        iptc = Iptc.read(container_of(its.content).read(its.content)["iptc"])
+        iptc = Iptc.read(blocks_of(its.content)["iptc"])
         assert iptc.description() == TEXT and iptc.is_utf_8()
     else:
         assert its.without == ["iptc"]
     again = described(its.content, "Another.", ["exif", "xmp", "iptc"])
     assert again.content == its.content and again.kept == [kind for kind in ("exif", "xmp", "iptc") if kind not in its.without]
     other = described(its.content, "Another.", ["exif", "xmp", "iptc"], overwrite=True).content
-    blocks = container_of(other).read(other)
+    blocks = blocks_of(other)
     assert Exif.read(blocks["exif"]).description() == "Another." and set(Xmp.read(blocks["xmp"]).texts.values()) == {"Another."}
     assert b"Hund" not in blocks["xmp"] and compressed(other) == compressed(content)
 
@@ -491,6 +603,63 @@ def test_xmp_is_added_to_and_every_other_byte_stays():
     assert "Mein Bild" not in Xmp.read(own).described(TEXT, overwrite=True)[0].decode()
 
 
+def packet_with(properties: str) -> bytes:
+    return (
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="{RDF}"><r:Description xmlns:t="{DC}">'
+        f"{properties}</r:Description></r:RDF></x:xmpmeta>"
+    ).encode()
+
+
+@pytest.mark.parametrize("empty", ["<t:description/>", '<t:description t:odd="a > b/>" />', "<t:description></t:description>"])
+@pytest.mark.parametrize("behind", ["<t:title>T</t:title>", " \n<!-- > --><t:title>T</t:title>", "", "<t:title/>"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_empty_description_is_taken_out_and_its_neighbours_stay(empty, behind, overwrite):
+    packet = packet_with(f"<t:creator>C</t:creator>{empty}{behind}")
+    new, keeps = Xmp.read(packet).described(TEXT, overwrite)
+    start, end = new.index(b"<rdf:Description"), new.index(b"</r:RDF>")
+    assert not keeps and new[:start] + new[end:] == packet.replace(empty.encode(), b"")
+    assert list(Xmp.read(new).texts.values()) == [TEXT, TEXT]
+
+
+@pytest.mark.parametrize(
+    ("properties", "said"),
+    [
+        ("<a>\n" * 30_000 + "</a>\n" * 30_000, "nested too deeply"),
+        (" " * 5_000_000, "larger than 4 MB"),
+        ("<t:description>Mine.</t:description><t:description/>", "two descriptions"),
+    ],
+)
+def test_a_packet_made_to_be_slow_or_misread_is_refused_at_once(properties, said):
+    begun = time.process_time()
+    with pytest.raises(UserError, match=said):
+        Xmp.read(packet_with(properties))
+    assert time.process_time() - begun < 1
+
+
+def test_the_time_for_a_packet_grows_with_its_size_alone():
+    """The largest that is taken, made of what takes longest, within seconds."""
+    begun = time.process_time()
+    xmp = Xmp.read(packet_with("<t:description>" + "a&amp;\n" * 500_000 + "</t:description>"))
+    assert xmp.texts == {f"{DC} description": "a&\n" * 500_000} and time.process_time() - begun < 5
+
+
+def test_a_full_exif_directory_is_refused():
+    entries = b"".join(struct.pack(">HHII", 0x8000, 3, 1, 0) for _ in range(0xFFFF))
+    block = b"MM\0*\0\0\0\x08\xff\xff" + entries + b"\0\0\0\0"
+    with pytest.raises(UserError, match="65,535 entries"):
+        Exif.read(block).described(TEXT)
+    block = b"MM\0*\0\0\0\x08\xff\xfe" + entries[12:] + b"\0\0\0\0"
+    assert Exif.read(Exif.read(block).described(TEXT)).description() == TEXT
+
+
+def test_a_packet_that_would_not_be_read_back_is_refused():
+    for text in ("\x0b", "a\rb"):  # XML has no such character; this one it would change
+        with pytest.raises(UserError, match="cannot be added to"):
+            Xmp.read(None).described(text, overwrite=True)
+    with pytest.raises(UserError, match="damaged"):  # no place within
+        Xmp.read(f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><r:RDF xmlns:r="{RDF}"/></x:xmpmeta>'.encode())
+
+
 @pytest.mark.parametrize(
     "packet", [b"<x", b"", b"<a/>", b'<!DOCTYPE a [<!ENTITY b "c">]><a>&b;</a>', b"<\0a\0/\0>\0", b"\xff\xfe<", b"<x:y/>"]
 )
@@ -510,6 +679,10 @@ def test_iptc_keeps_other_texts_and_never_renames_their_characters():
         assert Iptc.read(its).description() == text and [data for key, data in Iptc.read(its).sets if key == (2, 25)] == [
             data_set((2, 25), b"one"), data_set((2, 25), b"two")
         ]  # fmt: skip
+    for length in (127, 128, 255):  # the length stands before the text, and is none of it
+        ascii = data_set((2, 25), b"k" * length)
+        its = Iptc.read(Iptc.read(b"8BIM\x04\x04\0\0" + len(ascii).to_bytes(4) + ascii + b"\0" * (len(ascii) % 2)).described(TEXT))
+        assert its.is_utf_8() and its.description() == TEXT
     with pytest.raises(UserError, match="does not name"):
         Iptc.read(b"8BIM\x04\x04\0\0" + len(latin).to_bytes(4) + latin).described(TEXT)
     with pytest.raises(UserError, match="2,000 bytes"):
@@ -549,6 +722,36 @@ def test_a_file_of_several_pictures_keeps_the_distance_between_them():
 def test_a_block_that_jpeg_cannot_hold_is_refused():
     with pytest.raises(UserError, match="64 kB"):
         described(encoded("JPEG"), "a" * 70_000, ["exif"])
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(("keyword", "refused"), [("exif", ["exif"]), ("APP1", ["exif", "xmp"]), ("xmp", ["xmp"]), ("icc", [])])
+def test_a_block_in_a_text_of_a_png_is_not_hidden_by_a_new_one(keyword, refused, compress):
+    """ImageMagick keeps EXIF there; readers prefer a chunk of its own, and what it does not say (the orientation) would be lost."""
+    info = PngImagePlugin.PngInfo()
+    info.add_text(f"Raw profile type {keyword}", f"\nexif\n{len(exif_of()):8}\n{exif_of().hex()}\n", zip=compress)
+    content = encoded("PNG", pnginfo=info)
+    for kind in ("exif", "xmp"):
+        if kind in refused:
+            with pytest.raises(UserError, match=f"its {kind.upper()} block is in a text"):
+                described(content, TEXT, [kind], overwrite=True)
+            continue
+        with Image.open(BytesIO(content)) as before, Image.open(BytesIO(described(content, TEXT, [kind]).content)) as after:
+            assert after.getexif().get(0x0112) == before.getexif().get(0x0112) and after.text.items() >= before.text.items()
+
+
+def test_a_block_of_another_kind_may_be_in_several_parts():
+    content = described(encoded("JPEG"), "Mine.", ["exif", "xmp", "iptc"]).content
+    segments, pixels = jpeg_segments(content)
+    for kind, head in (("exif", b"Exif"), ("xmp", b"http"), ("iptc", b"Photoshop")):
+        double = [segment for segment in segments for _ in range(1 + segment.startswith(head, 4))]
+        assert len(double) == len(segments) + 1
+        several = content[:2] + b"".join(double) + pixels
+        others = [its for its in ("exif", "xmp", "iptc") if its != kind]
+        new = described(several, TEXT, others, overwrite=True).content
+        assert jpeg_segments(new)[0].count(next(its for its in segments if its.startswith(head, 4))) == 2
+        with pytest.raises(UserError, match=f"its {kind.upper()} block is in several parts"):
+            described(several, TEXT, [*others, kind], overwrite=True)
 
 
 def test_a_compressed_packet_in_a_png_is_read():

@@ -15,7 +15,7 @@ from captioning.errors import Stopped, UserError
 from captioning.serving.alt_text import AltTexts, Copies
 from captioning.serving.caption_file import CaptionFile, record_of, still_to_do
 from captioning.serving.captioner import Asked, Captioner
-from captioning.serving.files import Answer, Files, answers
+from captioning.serving.files import Answer, Files, answers, writable
 from captioning.training.console import progress, say
 
 MOST_SAID = 10  # sentences about single files; all are counted
@@ -41,7 +41,10 @@ def show(captioner: Captioner, files: Files, asked: Asked, batch_size: int, as_j
     if as_json:
         print(json.dumps(result, indent=1))
     if attention and strips:
-        stacked(strips).save(attention)
+        try:
+            stacked(strips).save(attention)
+        except (OSError, ValueError) as error:  # Pillow's own have no number
+            raise UserError(f"--attention {attention}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
         print(f"{attention} shows where each word looked", file=sys.stderr)
     if len(files.named) < len(files.paths):
         say_some([problem for name, problem in broken.items() if name not in files.named])
@@ -133,8 +136,3 @@ def refuse(files: Files, broken: dict[str, str]) -> None:
     say_some([*files.problems, *(problem for name, problem in broken.items() if name in files.named)], said.append)
     if said:
         raise UserError("; ".join(said))
-
-
-def writable(text: str) -> str:
-    """A file's name may be no text."""
-    return text.encode(errors="backslashreplace").decode()

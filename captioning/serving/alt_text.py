@@ -3,26 +3,34 @@
 import csv
 import os
 import shutil
+import uuid
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from captioning.errors import UserError
 from captioning.serving.containers import container_of
+from captioning.serving.files import writable
 from captioning.serving.metadata import Exif, Iptc, Xmp
 
 KINDS = ("exif", "xmp", "iptc")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets take a cell for that begins so
 
 
+def unfinished(folder: Path) -> Path:
+    """For a file until it is whole: a short name, for a picture may have the longest there is, and nobody else's."""
+    return folder / f".{uuid.uuid4().hex}.unfinished"
+
+
 class AltTexts:
     """`image,alt_text` as CSV (RFC 4180, UTF-8), in its place when it is whole."""
 
     def __init__(self, path: Path):
-        self.path, self.unfinished = path, path.parent / f"{path.name}.unfinished"
+        self.path, self.unfinished = path, unfinished(path.parent)
 
     def __enter__(self) -> "AltTexts":
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise UserError(f"--alt-csv {self.path}: is a folder; a file is needed")
         try:
             self.file = open(self.unfinished, "w", encoding="utf-8", errors="backslashreplace", newline="")
@@ -47,7 +55,8 @@ class AltTexts:
         except OSError as problem:
             raise self.unwritten(problem) from None
         finally:
-            self.unfinished.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.unfinished.unlink()
 
     def unwritten(self, error: OSError) -> UserError:
         return UserError(f"--alt-csv {self.path}: cannot be written ({error.strerror})")
@@ -69,7 +78,7 @@ def described(content: bytes, description: str, kinds: list[str], overwrite: boo
     if container is None or not set(kinds) & set(container.kinds):
         formats = "JPEG alone takes" if kinds == ["iptc"] else "JPEG, PNG and WebP take"
         raise UserError(f"no place for {', '.join(kinds)} in this format; {formats} it")
-    there, blocks, kept = container.read(content), {}, []
+    there, blocks, kept = container.read(content, kinds), {}, []
     for kind in [kind for kind in kinds if kind in container.kinds]:
         if kind == "xmp":
             blocks[kind], keeps = Xmp.read(there.get(kind)).described(description, overwrite)
@@ -110,15 +119,17 @@ class Copies:
         self.without.update(f"{kind} of {its.format}" for kind in its.without)
 
     def write(self, target: Path, content: bytes, path: str) -> None:
-        unfinished = target.with_name(f".{target.name[:200]}.unfinished")
+        new = unfinished(target.parent)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(content)
-            shutil.copymode(path, unfinished)
-            unfinished.replace(target)
+            new.write_bytes(content)
+            shutil.copymode(path, new)
+            new.replace(target)
         except OSError as error:
-            unfinished.unlink(missing_ok=True)
-            raise UserError(f"--into {self.folder}: {target.name} cannot be written ({error.strerror})") from None
+            raise UserError(f"--into {self.folder}: {writable(target.name)} cannot be written ({error.strerror})") from None
+        finally:
+            with suppress(OSError):  # where all went well there is none
+                new.unlink()
 
     def summary(self) -> str:
         parts = [f"{self.written:,} copies with a description in {self.folder}"]

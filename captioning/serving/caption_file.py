@@ -41,7 +41,7 @@ class CaptionFile:
         self.broken: set[str] = set()
 
     def __enter__(self) -> "CaptionFile":
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             raise UserError(f"--out {self.path}: is a folder; a file is needed")
         try:
             self.file = open(self.path, "a+b")

@@ -2,7 +2,7 @@
 
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from captioning.errors import UserError
@@ -13,6 +13,10 @@ MAX_XMP = 1 << 24  # a compressed one may say little and be long
 PNG = b"\x89PNG\r\n\x1a\n"
 MARKERS = {bytes([number]) for number in (*range(0xC0, 0xD0), *range(0xDB, 0xFF))}  # of segments with a length
 JPEG_HEADS = {"exif": (0xE1, b"Exif\0\0"), "xmp": (0xE1, b"http://ns.adobe.com/xap/1.0/\0"), "iptc": (0xED, b"Photoshop 3.0\0")}
+PNG_PROFILES = {  # where ImageMagick has put them since before there was a place: hexadecimal digits in a text
+    "exif": (b"raw profile type exif", b"raw profile type app1"),
+    "xmp": (b"raw profile type xmp", b"raw profile type app1"),
+}
 XMP_KEYWORD = b"XML:com.adobe.xmp\0"
 WEBP_PLACES = {"exif": (b"EXIF", 0x08), "xmp": (b"XMP ", 0x04)}  # chunk, flag in VP8X
 
@@ -20,7 +24,7 @@ WEBP_PLACES = {"exif": (b"EXIF", 0x08), "xmp": (b"XMP ", 0x04)}  # chunk, flag i
 class Container(NamedTuple):
     name: str
     kinds: tuple[str, ...]  # that the standard has a place for
-    read: Callable[[bytes], Blocks]
+    read: Callable[[bytes, Collection[str]], Blocks]  # of these kinds alone: damage elsewhere is no matter
     write: Callable[[bytes, Blocks], bytes]  # with these blocks, others as they are
 
 
@@ -54,10 +58,10 @@ def jpeg_kind(segment: bytes) -> str | None:
     return next((kind for kind, (marker, head) in JPEG_HEADS.items() if segment[1] == marker and segment.startswith(head, 4)), None)
 
 
-def jpeg_blocks(content: bytes) -> Blocks:
+def jpeg_blocks(content: bytes, kinds: Collection[str]) -> Blocks:
     found = {}
     for segment in jpeg_segments(content)[0]:
-        if kind := jpeg_kind(segment):
+        if (kind := jpeg_kind(segment)) and kind in kinds:
             if kind in found:
                 raise UserError(f"its {kind.upper()} block is in several parts")
             found[kind] = segment[4 + len(JPEG_HEADS[kind][1]) :]
@@ -106,14 +110,21 @@ def png_kind(chunk: bytes) -> str | None:
     return "xmp" if chunk[4:8] == b"iTXt" and chunk.startswith(XMP_KEYWORD, 8) else None
 
 
-def png_blocks(content: bytes) -> Blocks:
-    found = {}
-    for chunk in png_chunks(content)[0]:
-        if kind := png_kind(chunk):
+def png_blocks(content: bytes, kinds: Collection[str]) -> Blocks:
+    found, chunks = {}, png_chunks(content)[0]
+    for chunk in chunks:
+        if (kind := png_kind(chunk)) and kind in kinds:
             if kind in found:
                 raise UserError(f"it has two {kind.upper()} blocks")
             found[kind] = chunk[8:-4] if kind == "exif" else png_text(chunk[8 + len(XMP_KEYWORD) : -4])
+    for kind in (kind for kind in PNG_PROFILES if kind in kinds and kind not in found):
+        if any(is_png_profile(chunk, PNG_PROFILES[kind]) for chunk in chunks):
+            raise UserError(f"its {kind.upper()} block is in a text chunk, and one of its own would hide it")
     return found
+
+
+def is_png_profile(chunk: bytes, keywords: Collection[bytes]) -> bool:
+    return chunk[4:8] in (b"tEXt", b"zTXt", b"iTXt") and chunk[8:-4].partition(b"\0")[0].lower() in keywords
 
 
 def png_text(data: bytes) -> bytes:
@@ -165,10 +176,10 @@ def webp_chunks(content: bytes) -> tuple[list[tuple[bytes, bytes]], bytes]:
     return chunks, content[place:]
 
 
-def webp_blocks(content: bytes) -> Blocks:
+def webp_blocks(content: bytes, kinds: Collection[str]) -> Blocks:
     chunks = webp_chunks(content)[0]
     found = {kind: next((data for its, data in chunks if its == name), None) for kind, (name, _) in WEBP_PLACES.items()}
-    return {kind: data.removeprefix(b"Exif\0\0") for kind, data in found.items() if data is not None}
+    return {kind: data.removeprefix(b"Exif\0\0") for kind, data in found.items() if data is not None and kind in kinds}
 
 
 def webp_with(content: bytes, blocks: Blocks) -> bytes:

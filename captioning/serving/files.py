@@ -3,6 +3,7 @@
 import fnmatch
 import glob
 import os
+import unicodedata
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -39,6 +40,8 @@ def find(given: Sequence[str], without: Path | None = None) -> Files:
     Passed over in folders and by globs: what begins with a dot (unless the pattern does), a folder that was walked before (a link may lead
     back), and the folder `without`.
     """
+    if "" in given:
+        raise UserError("'': no name; a picture, a folder or a pattern is needed")
     folder = os.path.commonpath([os.path.abspath(fixed_part(text)) for text in given])
     files = Files(folder, {}, set(), [])
     closed = identity(without) if without else None
@@ -56,7 +59,9 @@ def find(given: Sequence[str], without: Path | None = None) -> Files:
             files.paths.setdefault(name_below(folder, path), path)
             count += 1
         if not count:
-            files.problems.append(f"{text}: no picture there ({' '.join(SUFFIXES)})")
+            is_closed = closed is not None and identity(text) == closed
+            reason = "the copies go there; they need a folder of their own" if is_closed else f"no picture there ({' '.join(SUFFIXES)})"
+            files.problems.append(f"{text}: {reason}")
     return files
 
 
@@ -87,6 +92,23 @@ def identity(path: str | Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return about.st_dev, about.st_ino
+
+
+def refuse_overwriting(outputs: dict[str, Path | None], paths: Iterable[str]) -> None:
+    """An output (by its option) is neither a picture that is read nor another output, under whatever name."""
+    taken: dict[tuple[int, int] | str, str] = {}
+    for option, path in outputs.items():
+        if path and (other := taken.setdefault(identity(path) or os.path.realpath(path), option)) != option:
+            raise UserError(f"{option} {path}: is the file of {other} too; each needs its own")
+    for path in paths if any(isinstance(its, tuple) for its in taken) else ():  # a new file is none
+        if option := taken.get(identity(path) or ""):
+            raise UserError(f"{option} {outputs[option]}: is one of the pictures ({writable(path)}); they are never written")
+
+
+def writable(text: str) -> str:
+    """For a terminal: a file's name may be no text, or a command to the terminal."""
+    text = "".join(f"\\x{ord(its):02x}" if unicodedata.category(its) == "Cc" else its for its in text)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def entries(folder: str) -> list[tuple[str, bool]]:

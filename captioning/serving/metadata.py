@@ -18,6 +18,8 @@ IPTC_RESOURCE = 0x0404  # of Photoshop's
 CHARACTERS, VERSION, CAPTION = (1, 90), (2, 0), (2, 120)  # data sets of IIM 4.2
 UTF_8 = b"\x1b%G"
 MAX_CAPTION = 2000  # bytes, says IIM
+MAX_PACKET, MAX_DEPTH = 1 << 22, 100  # bytes and elements within each other: a packet of a few kilobytes has ten
+MAX_ENTRIES = 0xFFFF  # of a directory
 
 
 class Exif(NamedTuple):
@@ -62,6 +64,8 @@ class Exif(NamedTuple):
         block = self.block + b"\0" * (len(self.block) % 2)
         value = content.ljust(4, b"\0") if len(content) <= 4 else struct.pack(f"{self.order}I", len(block))
         entries = [entry for entry in self.entries if self.tag(entry) != IMAGE_DESCRIPTION]
+        if len(entries) == MAX_ENTRIES:
+            raise UserError(f"its EXIF block has {MAX_ENTRIES:,} entries and no room for another")
         entries.append(struct.pack(f"{self.order}HHI", IMAGE_DESCRIPTION, 2, len(content)) + value)
         block += content + b"\0" * (len(content) % 2)
         head = block[:4] + struct.pack(f"{self.order}I", len(block))
@@ -99,6 +103,12 @@ class Xmp(NamedTuple):
         packet = self.packet[: self.end] + added.encode() + self.packet[self.end :]
         for start, end in sorted((self.places[name] for name in chosen if name in self.places), reverse=True):
             packet = packet[:start] + packet[end:]
+        try:
+            is_right = all(scanned(packet).texts.get(name) == text for name in chosen)
+        except (expat.ExpatError, UserError):
+            is_right = False
+        if not is_right:  # rather no copy than one that nobody can read
+            raise UserError("its XMP packet cannot be added to")
         return packet, len(chosen) < len(PROPERTIES)
 
     def element(self, name: str, text: str) -> str:
@@ -111,31 +121,52 @@ class Xmp(NamedTuple):
 
 
 def scanned(packet: bytes) -> Xmp:
+    if len(packet) > MAX_PACKET:
+        raise UserError(f"its XMP packet is larger than {MAX_PACKET >> 20} MB")
     if b"\0" in packet:
         raise UserError("its XMP packet is not in UTF-8")
     packet.decode()
     parser, path, about = expat.ParserCreate("UTF-8", " "), [], []
-    ends, places, texts, begun = [], {}, {}, {}
+    ends, places, begun = [], {}, {}
+    texts: dict[str, list[str]] = {}
+    within: list[str] = []  # the property that the parser is in, if any
+    parser.buffer_text = True
 
     def begin(name: str, attributes: dict[str, str]) -> None:
         if path[-1:] == [f"{RDF} RDF"] and name == f"{RDF} Description":
             about.append(attributes.get(f"{RDF} about", attributes.get("about", "")))
-            texts.update({key: value for key, value in attributes.items() if key in PROPERTIES})
+            texts.update({key: [value] for key, value in attributes.items() if key in PROPERTIES})
         path.append(name)
+        if len(path) > MAX_DEPTH:
+            raise UserError("its XMP packet is nested too deeply")
+        if name in PROPERTIES and not within:
+            within.append(name)
         if is_property():
+            if name in begun:
+                raise UserError("its XMP packet has two descriptions")
             begun[name] = parser.CurrentByteIndex
-            texts[name] = ""
+            texts[name] = []
+        elif name == f"{RDF} RDF":
+            begun[name] = parser.CurrentByteIndex
 
     def text(content: str) -> None:
-        for name in PROPERTIES.keys() & path:
-            texts[name] = texts.get(name, "") + content
+        for name in within:
+            texts.setdefault(name, []).append(content)
 
     def end(name: str) -> None:
+        """Of an element without an end tag expat has no end: it stands behind it already."""
+        place = parser.CurrentByteIndex
         if is_property():
-            places[name] = (begun[name], packet.index(b">", after_start(packet, parser.CurrentByteIndex)) + 1)
-        if name == f"{RDF} RDF" and packet.startswith(b"</", parser.CurrentByteIndex):
-            ends.append(parser.CurrentByteIndex)
+            last = after_start(packet, begun[name])
+            places[name] = (begun[name], (last if is_empty(last) else after_start(packet, place)) + 1)
+        elif name == f"{RDF} RDF" and not is_empty(after_start(packet, begun[name])):
+            ends.append(place)
         path.pop()
+        if within and within[0] not in path:
+            within.clear()
+
+    def is_empty(last: int) -> bool:
+        return packet[last - 1] == ord("/")
 
     def is_property() -> bool:
         return path[-1] in PROPERTIES and path[-3:-1] == [f"{RDF} RDF", f"{RDF} Description"]
@@ -148,7 +179,7 @@ def scanned(packet: bytes) -> Xmp:
     parser.Parse(packet, True)
     if len(ends) != 1:
         raise UserError("its XMP packet is damaged")
-    return Xmp(packet, about[0] if about else "", ends[0], places, texts)
+    return Xmp(packet, about[0] if about else "", ends[0], places, {name: "".join(parts) for name, parts in texts.items()})
 
 
 def after_start(packet: bytes, place: int) -> int:
@@ -197,7 +228,7 @@ class Iptc(NamedTuple):
         content = text.encode()
         if len(content) > MAX_CAPTION:
             raise UserError(f"IPTC takes a description of {MAX_CAPTION:,} bytes; this has {len(content):,}")
-        is_named = self.is_utf_8() or all(data.isascii() for (record, number), data in self.sets if record == 2 and number < 200)
+        is_named = self.is_utf_8() or all(data[5:].isascii() for (record, number), data in self.sets if record == 2 and number < 200)
         if not is_named and not text.isascii():
             raise UserError("its IPTC block has texts in a character set that it does not name: ASCII alone could be added")
         replaced = {CAPTION, CHARACTERS} if is_named else {CAPTION}
