@@ -328,6 +328,46 @@ def test_an_export_takes_the_place_of_the_one_before(finished, exported, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out" / "stale").exists()
 
 
+@pytest.fixture
+def copies(exported, monkeypatch):
+    """The command writes a copy of a whole export, in no time."""
+    monkeypatch.setattr(check, "latency", lambda *_: check.Latency(1, 1.0, 1.0))
+    monkeypatch.setattr("captioning.export.graphs.trace", lambda *_: None)
+    monkeypatch.setattr("captioning.export.folder.write", lambda folder, *_, **__: shutil.copytree(exported, folder, dirs_exist_ok=True))
+
+
+def test_an_export_removes_nothing_but_the_export_in_its_place(finished, copies, tmp_path):
+    for name in ("out.new", "out.before", ".out-"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years")
+    for _ in range(2):
+        list(job.export(finished, tmp_path / "out", kind="onnx", int8=False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out-", "out", "out.before", "out.new"]
+    assert len(list(tmp_path.rglob("thesis.tex"))) == 3
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "export.json").write_text('{"of": "another program"}')
+    with pytest.raises(UserError, match="holds something else"):
+        list(job.export(finished, tmp_path / "theirs", kind="onnx", int8=False))
+
+
+def test_a_link_is_followed_however_often_and_stays(finished, copies, tmp_path):
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    for _ in range(2):
+        (tmp_path / "disk" / "out" / "begin.onnx").unlink(missing_ok=True)
+        list(job.export(finished, tmp_path / "link", kind="onnx", int8=False))
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "out" / "begin.onnx").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_the_folder_one_is_in_is_refused_in_a_sentence(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    for out in (".", "..", "/"):
+        assert export_of(finished, "--out", out) == 2
+        assert capsys.readouterr().err.startswith(f"error: --out {out}: is the folder that the command runs in")
+
+
 def test_weights_in_8_bits_take_half_and_hardly_change_the_logits(exported, photographs, tmp_path, monkeypatch):
     monkeypatch.setattr(quantize, "LEAST", 2**8)
     captioner, near, sizes = portable.Captioner(exported, threads=1), [], []
@@ -386,4 +426,4 @@ def test_the_check_sees_another_model(exported, finished):
 def test_the_files_in_the_folder_are_the_packages(exported):
     root = Path(portable.__file__).parents[1]
     files = [path for path in (exported / "captioning").rglob("*.py")]
-    assert len(files) == 6 and all(path.read_bytes() == (root / path.relative_to(exported / "captioning")).read_bytes() for path in files)
+    assert len(files) == 7 and all(path.read_bytes() == (root / path.relative_to(exported / "captioning")).read_bytes() for path in files)
