@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import DECODERS, DIMS, opinionated
+from conftest import DECODERS, DIMS, ROOT, opinionated
 from PIL import Image
 from torch import nn
 
@@ -50,6 +51,11 @@ class Patches(Encoder):
 
 def model_with(decoder):
     return CaptionModel(opinionated(Patches()), decoder).eval()
+
+
+def is_foreign(content):
+    """Names a file of this machine."""
+    return any(str(place).encode() in content for place in (ROOT, Path(torch.__file__).parents[1], Path(portable.__file__).parents[2]))
 
 
 @cache
@@ -97,6 +103,17 @@ def test_torch_programs_caption_as_the_model_and_hold_no_weight_twice(name, tmp_
     assert_captions_are_the_models(model, written(tmp_path / "out", graphs, "torch"))
     weights = [set(torch.export.load(tmp_path / "out" / f"{part}.pt2").state_dict) for part in ("begin", "step")]
     assert all(weights) and not set.intersection(*weights)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_an_export_names_no_file_of_this_machine(kind, tmp_path):
+    _, graphs = traced("attention-gru")
+    written(tmp_path / "out", graphs, kind)
+    for file in [path for path in (tmp_path / "out").rglob("*") if path.is_file()]:
+        assert not is_foreign(file.read_bytes()), file.name
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as parts:
+                assert not [name for name in parts.namelist() if is_foreign(parts.read(name))], file.name
 
 
 @pytest.mark.slow
@@ -176,7 +193,7 @@ def exported(finished, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "ROUNDS", 1)
         lines = list(job.export(finished, out, kind="onnx", int8=False))
-    assert "16 of 16" in lines[1]
+    assert "16 of 16" in lines[1] and not list(out.rglob("__pycache__"))
     return out
 
 
@@ -300,6 +317,16 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(finished, tmp_path, ca
     assert "--format onnx: needs onnxscript" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "mine"] and not (finished / "export-onnx").exists()
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
+
+
+def test_a_folder_that_lacks_a_file_is_not_put_in_place(finished, tmp_path, monkeypatch):
+    from captioning.export import folder
+
+    monkeypatch.setattr(check, "latency", lambda *_: check.Latency(1, 1.0, 1.0))
+    monkeypatch.setattr(folder, "PARTS", [part for part in folder.PARTS if part != "data/formats.py"])
+    with pytest.raises(UserError, match="caption by itself"):
+        list(job.export(finished, tmp_path / "out", kind="onnx", int8=False))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("failure", [check.Parity(16, 3, 0.5), RuntimeError("wrong shape"), KeyboardInterrupt()])

@@ -27,7 +27,7 @@ def export(path: Path, out: Path | None, *, kind: str, int8: bool) -> Iterator[s
     out = out or path / f"export-{kind}"
     run = load_run(path, torch.device("cpu"))
     refuse_foreign(out)
-    from captioning.export.check import compare, latency
+    from captioning.export.check import compare, latency, speaks
     from captioning.export.folder import Trained, write
     from captioning.export.graphs import readable, trace
 
@@ -45,6 +45,8 @@ def export(path: Path, out: Path | None, *, kind: str, int8: bool) -> Iterator[s
                 f"{out}: not written, as the graphs are not what {path} is: {parity.same} of {parity.pictures} captions are the same, "
                 f"and log p differs by {parity.worst:.2g}"
             )
+        if not speaks(folder, captioner):
+            raise UserError(f"{out}: not written, as its caption.py does not caption by itself, or otherwise than here")
     yield f"{out}: {', '.join(f'{file} {(out / file).stat().st_size / 1e6:.1f} MB' for file in captioner.about['files'])}"
     yield f"the same caption for {parity.same} of {parity.pictures} pictures; log p differs by at most {parity.worst:.1g}"
     for batch in (1, 32):
