@@ -1,5 +1,6 @@
 """The demo and what is published: they caption as the run does, read nothing but uploads, ask nobody, and leave nothing behind."""
 
+import ast
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import pytest
 from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
 
-from captioning.build.publish import blank, blank_command, publish
+from captioning.build.publish import MARK, blank, blank_command, blanked, publish, with_rule
 from captioning.build.serving import open_captioner
 from captioning.cli import main as captioning_command
 from captioning.errors import UserError
@@ -367,9 +368,22 @@ def test_of_a_path_only_the_last_part_is_published():
         **{"C:\\Users\\me\\x.pt": "x.pt", "runs/a=b-s1": "a=b-s1", "captioning.search.Beam": "captioning.search.Beam", "none": "none"},
     }.items():
         assert blank(word) == left
-    config = {"data": {"root": "/home/me/my secret photos/all"}, "run": "runs/x"}
-    command = "/home/me/train.py data=own data.root=/home/me/my secret photos/all +a.b=~/x hydra/launcher=joblib run=runs/x"
-    assert blank_command(command, config) == "train.py data=own data.root=all +a.b=x hydra/launcher=joblib run=x"
+    assert blanked({"/home/me/a.pt": ["/home/me/b", 3]}) == {"a.pt": ["b", 3]}
+
+
+def test_of_a_command_no_part_of_a_path_is_published():
+    config = {"data": {}, "run": "", "seed": 1, "a": {}}
+    for command, left in {
+        "/home/me/train.py data=own data.root=/home/me/x +a.b=~/x hydra/launcher=joblib -m seed=1,2 run=runs/x": "train.py data=own "
+        "data.root=... +a.b=... hydra/launcher=joblib -m seed=1,2 run=...",
+        "train.py data.files=[/home/me/a,b] run=C:\\Users\\me run=..": "train.py data.files=... run=... run=...",
+        "train.py run=/home/Jane Doe/runs/x": "",
+        "train.py run=/home/Jane Doe=x/runs": "",
+        "train.py data.files=[/home/me/a, /home/me/b]": "",
+        "/home/Jane Doe/train.py seed=1": "",
+        "": "",
+    }.items():
+        assert blank_command(command, config) == left
 
 
 def test_the_hub_reads_the_card_with_the_metrics_and_their_signatures(published, run):
@@ -405,7 +419,7 @@ def test_only_what_was_published_before_is_replaced(run, published, tmp_path):
     (tmp_path / "other" / "run").mkdir(parents=True)
     for unwilling, sentence in [
         (folder, "--overwrite replaces it"),
-        (tmp_path / "other", "holds a run that was not published there"),
+        (tmp_path / "other", "holds run, which was not published there"),
         (run, "is the run itself"),
     ]:
         with pytest.raises(UserError, match=sentence):
@@ -416,6 +430,47 @@ def test_only_what_was_published_before_is_replaced(run, published, tmp_path):
     assert (folder / ".git").is_dir() and (folder / "examples").is_dir() and not (folder / "captioning" / "old.py").exists()
     assert (folder / ".gitattributes").read_text() == (published / ".gitattributes").read_text()
     assert "# run\n" in (folder / "README.md").read_text() and not list(folder.glob(".publishing*"))
+
+
+def test_nothing_is_published_beside_what_would_be_pushed_with_it(run, published, tmp_path):
+    own = tmp_path / "photos"
+    own.mkdir()
+    (own / "me.jpg").write_bytes(noise(1))
+    ours = shutil.copytree(published, tmp_path / "ours")
+    (ours / "passwords").write_text("")
+    theirs = shutil.copytree(published, tmp_path / "theirs")
+    (theirs / "app.py").write_text(f"print('this is no demo of captioning publish')\n{MARK}\n")
+    for folder, name in ((own, "me.jpg"), (ours, "passwords"), (theirs, "README.md, app.py")):
+        before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f"holds .*{name}.*, which was not published there"):
+                publish(run, folder, kind="model", name=None, license=None, overwrite=overwrite)
+        assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_any_name_gives_a_program_python_reads_and_commands_of_plain_words(run, tmp_path):
+    for number, name in enumerate(("dogs 🐶", "my dogs & cats; ls", "a \"b\" \\ 'c'")):
+        folder = tmp_path / str(number)
+        said = publish(run, folder, kind="model", name=name, license=None, overwrite=False)
+        tree = ast.parse((folder / "app.py").read_text())
+        assert name in [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        command = re.search(r"`hf download (.*)`", (folder / "README.md").read_text())
+        assert command and re.fullmatch(r"USER/([\w.-]+) --local-dir \1", command[1], re.ASCII), command
+        assert command[1].split()[0] in said[-1]
+
+
+def test_the_attributes_of_a_clone_stay_as_they_are(run, tmp_path):
+    rule = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+    file = tmp_path / ".gitattributes"
+    assert with_rule(file) == rule
+    for before, after in {b"*.bin -text": b"*.bin -text\n" + rule, b"\xff\r\n": b"\xff\r\n" + rule, b"a\n" + rule: b"a\n" + rule}.items():
+        file.write_bytes(before)
+        assert with_rule(file) == after
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / ".gitattributes").symlink_to(file)
+    with pytest.raises(UserError, match="is a link"):
+        publish(run, tmp_path / "clone", kind="model", name=None, license=None, overwrite=False)
+    assert file.read_bytes() == b"a\n" + rule and [path.name for path in (tmp_path / "clone").iterdir()] == [".gitattributes"]
 
 
 def test_a_copy_that_captions_otherwise_is_not_published(run, tmp_path, monkeypatch):
