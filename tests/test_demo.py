@@ -1,6 +1,7 @@
 """The demo and what is published: they caption as the run does, read nothing but uploads, ask nobody, and leave nothing behind."""
 
 import ast
+import asyncio
 import json
 import os
 import re
@@ -25,9 +26,10 @@ from captioning.build.publish import MARK, blank, blank_command, blanked, publis
 from captioning.build.serving import open_captioner
 from captioning.cli import main as captioning_command
 from captioning.errors import UserError
+from captioning.serving import gate
 from captioning.serving.captioner import Asked
 from captioning.serving.demo import Model, answer
-from captioning.serving.gate import paths_in
+from captioning.serving.gate import BLOCK, paths_in, tidied
 
 pytest.importorskip("gradio_client", reason="no gradio: pip install -e '.[demo]'")
 httpx = pytest.importorskip("httpx")
@@ -189,6 +191,7 @@ def test_what_the_page_would_never_send_is_answered_too(run, tmp_path):
     models = {"run": Model(*open_captioner(run, "cpu"))}
     (tmp_path / "a.png").write_bytes(noise(1))
     assert answer(models, None, "run", 3, 1).problem == "Upload a picture first."
+    assert "no longer kept" in answer(models, tmp_path / "gone.png", "run", 3, 1).problem
     assert "There is no such model" in answer(models, tmp_path / "a.png", ["run"], 3, 1).problem
     for beam_size, captions in ((0, 1), (11, 1), (2.5, 1), ("3", 1), (float("nan"), 1), (3, 6), (3, None), (float("inf"), 1)):
         assert "must be a whole number from 1 to" in answer(models, tmp_path / "a.png", "run", beam_size, captions).problem
@@ -265,6 +268,56 @@ def test_more_than_ten_megabytes_are_refused_before_they_are_read(demo):
     asked = {"data": ["x" * 200_000], "fn_index": visitor.function, "session_hash": "x"}
     assert visitor.client.post(f"{visitor.api}/queue/join", json=asked).status_code == 413
     assert not [file for file in (folder / "tmp").rglob("*") if file.is_file() and file.stat().st_size > 1_000_000]
+
+
+def test_an_upload_is_of_one_file(demo):
+    visitor, folder = demo
+    for pad in (0, 70_000):  # in one message of the server, and in several
+        many = [("files", (f"{number}.png", noise(number) + b"x" * pad)) for number in range(3)]
+        before = sum(file.is_file() for file in (folder / "tmp").rglob("[0-9].png"))
+        assert visitor.client.post(f"{visitor.api}/upload", files=many).status_code == 413
+        assert sum(file.is_file() for file in (folder / "tmp").rglob("[0-9].png")) == before
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def test_the_oldest_uploads_make_room_but_none_of_the_last_minute_or_of_the_page(tmp_path):
+    now = time.time()
+    for number, age in enumerate((9000, 500, 400, 300, 30, 20)):
+        file = tmp_path / str(number) / "a.png"
+        file.parent.mkdir()
+        file.write_bytes(b"x")
+        os.utime(file, (now - age, now - age))
+
+    def left():
+        return [int(path.name) for path in sorted(tmp_path.iterdir())]
+
+    assert tidied(tmp_path, 6 * BLOCK, now - 1000) == 6 * BLOCK and left() == [0, 1, 2, 3, 4, 5]
+    assert tidied(tmp_path, 5 * BLOCK - 1, now - 1000) == 4 * BLOCK and left() == [0, 3, 4, 5]
+    assert tidied(tmp_path, 0, now - 1000) == 3 * BLOCK and left() == [0, 4, 5]
+
+
+def test_what_is_let_in_between_two_looks_at_the_folder_is_counted(tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(gate, "tidied", lambda *given: looks.append(given) or 0)
+    monkeypatch.setattr(gate, "MAX_KEPT", 3 * BLOCK)
+    monkeypatch.setattr(gate.time, "monotonic", lambda: 100.0)
+
+    async def let_in():
+        its = gate.Gate(None, tmp_path, lambda question: True)  # type: ignore[arg-type]
+        return [await its.has_room(1) for _ in range(4)]
+
+    assert asyncio.run(let_in()) == [True, True, True, False] and len(looks) == 1
+
+
+def test_a_question_that_the_page_would_not_ask_is_refused_without_a_word_in_the_log(demo):
+    visitor, folder = demo
+    path = visitor.upload(noise(1)).json()[0]
+    for data in ((), (given(path),), ("x", "run", 3, 1), ([given(path)], "run", 3, 1), ({"path": path, "size": "x"}, "run", 3, 1)):
+        assert visitor.join(*data).status_code == 422, data
+    for number in (999, "x", None, [1]):
+        asked = {"data": [given(path), "run", 3, 1], "fn_index": number, "session_hash": "x"}
+        assert visitor.client.post(f"{visitor.api}/queue/join", json=asked).status_code == 422
+    assert "Traceback" not in (folder / "log").read_text() and path not in (folder / "log").read_text()
 
 
 def test_every_path_in_a_request_is_found():
