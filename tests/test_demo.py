@@ -324,6 +324,16 @@ def test_every_path_in_a_request_is_found():
     assert list(paths_in({"data": [{"path": "a", "x": {"path": ["b"]}}, [[{"path": "c"}]], {"path": None}]})) == ["a", ["b"], "c"]
 
 
+def test_no_model_is_called_by_its_path(run, tmp_path, monkeypatch):
+    from captioning.build import demo as module
+
+    shown = []
+    monkeypatch.setattr(module, "serve", lambda models, *_, **__: shown.extend(models))
+    copies = [shutil.copytree(run, tmp_path / part / run.name) for part in ("a", "b")]
+    module.show([run, *copies], None, host="127.0.0.1", port=1, device="cpu")
+    assert shown == ["run", "run (2)", "run (3)"]
+
+
 def test_what_cannot_be_shown_is_said_in_one_line(demo, run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for options, sentence in [

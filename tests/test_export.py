@@ -286,9 +286,23 @@ def test_a_damaged_graph_is_refused(exported, tmp_path):
     (tmp_path / "out" / "begin.onnx").unlink()
     with pytest.raises(UserError, match=r"begin\.onnx: missing"):
         portable.Captioner(tmp_path / "out")
-    (tmp_path / "out" / "export.json").write_text("{}")
-    with pytest.raises(UserError, match="not an exported folder"):
-        portable.Captioner(tmp_path / "out")
+    for content, sentence in {
+        "{}": "not an exported folder",
+        "[]": "not an exported folder",
+        '{"format": 1}': r"not a whole exported folder \(export.json: no files, vocabulary",
+        '{"format": 2}': "exported in format 2",
+    }.items():
+        (tmp_path / "out" / "export.json").write_text(content)
+        with pytest.raises(UserError, match=sentence):
+            portable.Captioner(tmp_path / "out")
+
+
+def test_settings_that_no_search_can_have_are_refused_in_a_sentence(exported, photographs):
+    for name, value in (("no_repeat_ngram", -1), ("min_length", -1), ("length_penalty", float("nan")), ("length_penalty", float("inf"))):
+        with pytest.raises(UserError, match=f"^{name}={value}: "):
+            portable.Beam(**{name: value})
+    result = alone(exported, photographs[0], "--no-repeat-ngram", "-1")
+    assert result.returncode == 2 and result.stderr == "error: no_repeat_ngram=-1: at least 0\n" and result.stdout == ""
 
 
 def export_of(*arguments):
