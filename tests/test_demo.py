@@ -1,5 +1,7 @@
 """The demo and what is published: they caption as the run does, read nothing but uploads, ask nobody, and leave nothing behind."""
 
+import ast
+import asyncio
 import json
 import os
 import re
@@ -20,13 +22,14 @@ import pytest
 from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
 
-from captioning.build.publish import blank, blank_command, publish
+from captioning.build.publish import MARK, blank, blank_command, blanked, publish, with_rule
 from captioning.build.serving import open_captioner
 from captioning.cli import main as captioning_command
 from captioning.errors import UserError
+from captioning.serving import gate
 from captioning.serving.captioner import Asked
 from captioning.serving.demo import Model, answer
-from captioning.serving.gate import paths_in
+from captioning.serving.gate import BLOCK, paths_in, tidied
 
 pytest.importorskip("gradio_client", reason="no gradio: pip install -e '.[demo]'")
 httpx = pytest.importorskip("httpx")
@@ -188,6 +191,7 @@ def test_what_the_page_would_never_send_is_answered_too(run, tmp_path):
     models = {"run": Model(*open_captioner(run, "cpu"))}
     (tmp_path / "a.png").write_bytes(noise(1))
     assert answer(models, None, "run", 3, 1).problem == "Upload a picture first."
+    assert "no longer kept" in answer(models, tmp_path / "gone.png", "run", 3, 1).problem
     assert "There is no such model" in answer(models, tmp_path / "a.png", ["run"], 3, 1).problem
     for beam_size, captions in ((0, 1), (11, 1), (2.5, 1), ("3", 1), (float("nan"), 1), (3, 6), (3, None), (float("inf"), 1)):
         assert "must be a whole number from 1 to" in answer(models, tmp_path / "a.png", "run", beam_size, captions).problem
@@ -266,8 +270,68 @@ def test_more_than_ten_megabytes_are_refused_before_they_are_read(demo):
     assert not [file for file in (folder / "tmp").rglob("*") if file.is_file() and file.stat().st_size > 1_000_000]
 
 
+def test_an_upload_is_of_one_file(demo):
+    visitor, folder = demo
+    for pad in (0, 70_000):  # in one message of the server, and in several
+        many = [("files", (f"{number}.png", noise(number) + b"x" * pad)) for number in range(3)]
+        before = sum(file.is_file() for file in (folder / "tmp").rglob("[0-9].png"))
+        assert visitor.client.post(f"{visitor.api}/upload", files=many).status_code == 413
+        assert sum(file.is_file() for file in (folder / "tmp").rglob("[0-9].png")) == before
+    assert "Traceback" not in (folder / "log").read_text()
+
+
+def test_the_oldest_uploads_make_room_but_none_of_the_last_minute_or_of_the_page(tmp_path):
+    now = time.time()
+    for number, age in enumerate((9000, 500, 400, 300, 30, 20)):
+        file = tmp_path / str(number) / "a.png"
+        file.parent.mkdir()
+        file.write_bytes(b"x")
+        os.utime(file, (now - age, now - age))
+
+    def left():
+        return [int(path.name) for path in sorted(tmp_path.iterdir())]
+
+    assert tidied(tmp_path, 6 * BLOCK, now - 1000) == 6 * BLOCK and left() == [0, 1, 2, 3, 4, 5]
+    assert tidied(tmp_path, 5 * BLOCK - 1, now - 1000) == 4 * BLOCK and left() == [0, 3, 4, 5]
+    assert tidied(tmp_path, 0, now - 1000) == 3 * BLOCK and left() == [0, 4, 5]
+
+
+def test_what_is_let_in_between_two_looks_at_the_folder_is_counted(tmp_path, monkeypatch):
+    looks = []
+    monkeypatch.setattr(gate, "tidied", lambda *given: looks.append(given) or 0)
+    monkeypatch.setattr(gate, "MAX_KEPT", 3 * BLOCK)
+    monkeypatch.setattr(gate.time, "monotonic", lambda: 100.0)
+
+    async def let_in():
+        its = gate.Gate(None, tmp_path, lambda question: True)  # type: ignore[arg-type]
+        return [await its.has_room(1) for _ in range(4)]
+
+    assert asyncio.run(let_in()) == [True, True, True, False] and len(looks) == 1
+
+
+def test_a_question_that_the_page_would_not_ask_is_refused_without_a_word_in_the_log(demo):
+    visitor, folder = demo
+    path = visitor.upload(noise(1)).json()[0]
+    for data in ((), (given(path),), ("x", "run", 3, 1), ([given(path)], "run", 3, 1), ({"path": path, "size": "x"}, "run", 3, 1)):
+        assert visitor.join(*data).status_code == 422, data
+    for number in (999, "x", None, [1]):
+        asked = {"data": [given(path), "run", 3, 1], "fn_index": number, "session_hash": "x"}
+        assert visitor.client.post(f"{visitor.api}/queue/join", json=asked).status_code == 422
+    assert "Traceback" not in (folder / "log").read_text() and path not in (folder / "log").read_text()
+
+
 def test_every_path_in_a_request_is_found():
     assert list(paths_in({"data": [{"path": "a", "x": {"path": ["b"]}}, [[{"path": "c"}]], {"path": None}]})) == ["a", ["b"], "c"]
+
+
+def test_no_model_is_called_by_its_path(run, tmp_path, monkeypatch):
+    from captioning.build import demo as module
+
+    shown = []
+    monkeypatch.setattr(module, "serve", lambda models, *_, **__: shown.extend(models))
+    copies = [shutil.copytree(run, tmp_path / part / run.name) for part in ("a", "b")]
+    module.show([run, *copies], None, host="127.0.0.1", port=1, device="cpu")
+    assert shown == ["run", "run (2)", "run (3)"]
 
 
 def test_what_cannot_be_shown_is_said_in_one_line(demo, run, tmp_path, capsys):
@@ -367,9 +431,22 @@ def test_of_a_path_only_the_last_part_is_published():
         **{"C:\\Users\\me\\x.pt": "x.pt", "runs/a=b-s1": "a=b-s1", "captioning.search.Beam": "captioning.search.Beam", "none": "none"},
     }.items():
         assert blank(word) == left
-    config = {"data": {"root": "/home/me/my secret photos/all"}, "run": "runs/x"}
-    command = "/home/me/train.py data=own data.root=/home/me/my secret photos/all +a.b=~/x hydra/launcher=joblib run=runs/x"
-    assert blank_command(command, config) == "train.py data=own data.root=all +a.b=x hydra/launcher=joblib run=x"
+    assert blanked({"/home/me/a.pt": ["/home/me/b", 3]}) == {"a.pt": ["b", 3]}
+
+
+def test_of_a_command_no_part_of_a_path_is_published():
+    config = {"data": {}, "run": "", "seed": 1, "a": {}}
+    for command, left in {
+        "/home/me/train.py data=own data.root=/home/me/x +a.b=~/x hydra/launcher=joblib -m seed=1,2 run=runs/x": "train.py data=own "
+        "data.root=... +a.b=... hydra/launcher=joblib -m seed=1,2 run=...",
+        "train.py data.files=[/home/me/a,b] run=C:\\Users\\me run=..": "train.py data.files=... run=... run=...",
+        "train.py run=/home/Jane Doe/runs/x": "",
+        "train.py run=/home/Jane Doe=x/runs": "",
+        "train.py data.files=[/home/me/a, /home/me/b]": "",
+        "/home/Jane Doe/train.py seed=1": "",
+        "": "",
+    }.items():
+        assert blank_command(command, config) == left
 
 
 def test_the_hub_reads_the_card_with_the_metrics_and_their_signatures(published, run):
@@ -405,7 +482,7 @@ def test_only_what_was_published_before_is_replaced(run, published, tmp_path):
     (tmp_path / "other" / "run").mkdir(parents=True)
     for unwilling, sentence in [
         (folder, "--overwrite replaces it"),
-        (tmp_path / "other", "holds a run that was not published there"),
+        (tmp_path / "other", "holds run, which was not published there"),
         (run, "is the run itself"),
     ]:
         with pytest.raises(UserError, match=sentence):
@@ -416,6 +493,47 @@ def test_only_what_was_published_before_is_replaced(run, published, tmp_path):
     assert (folder / ".git").is_dir() and (folder / "examples").is_dir() and not (folder / "captioning" / "old.py").exists()
     assert (folder / ".gitattributes").read_text() == (published / ".gitattributes").read_text()
     assert "# run\n" in (folder / "README.md").read_text() and not list(folder.glob(".publishing*"))
+
+
+def test_nothing_is_published_beside_what_would_be_pushed_with_it(run, published, tmp_path):
+    own = tmp_path / "photos"
+    own.mkdir()
+    (own / "me.jpg").write_bytes(noise(1))
+    ours = shutil.copytree(published, tmp_path / "ours")
+    (ours / "passwords").write_text("")
+    theirs = shutil.copytree(published, tmp_path / "theirs")
+    (theirs / "app.py").write_text(f"print('this is no demo of captioning publish')\n{MARK}\n")
+    for folder, name in ((own, "me.jpg"), (ours, "passwords"), (theirs, "README.md, app.py")):
+        before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+        for overwrite in (False, True):
+            with pytest.raises(UserError, match=f"holds .*{name}.*, which was not published there"):
+                publish(run, folder, kind="model", name=None, license=None, overwrite=overwrite)
+        assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+def test_any_name_gives_a_program_python_reads_and_commands_of_plain_words(run, tmp_path):
+    for number, name in enumerate(("dogs 🐶", "my dogs & cats; ls", "a \"b\" \\ 'c'")):
+        folder = tmp_path / str(number)
+        said = publish(run, folder, kind="model", name=name, license=None, overwrite=False)
+        tree = ast.parse((folder / "app.py").read_text())
+        assert name in [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+        command = re.search(r"`hf download (.*)`", (folder / "README.md").read_text())
+        assert command and re.fullmatch(r"USER/([\w.-]+) --local-dir \1", command[1], re.ASCII), command
+        assert command[1].split()[0] in said[-1]
+
+
+def test_the_attributes_of_a_clone_stay_as_they_are(run, tmp_path):
+    rule = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+    file = tmp_path / ".gitattributes"
+    assert with_rule(file) == rule
+    for before, after in {b"*.bin -text": b"*.bin -text\n" + rule, b"\xff\r\n": b"\xff\r\n" + rule, b"a\n" + rule: b"a\n" + rule}.items():
+        file.write_bytes(before)
+        assert with_rule(file) == after
+    (tmp_path / "clone").mkdir()
+    (tmp_path / "clone" / ".gitattributes").symlink_to(file)
+    with pytest.raises(UserError, match="is a link"):
+        publish(run, tmp_path / "clone", kind="model", name=None, license=None, overwrite=False)
+    assert file.read_bytes() == b"a\n" + rule and [path.name for path in (tmp_path / "clone").iterdir()] == [".gitattributes"]
 
 
 def test_a_copy_that_captions_otherwise_is_not_published(run, tmp_path, monkeypatch):

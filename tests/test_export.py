@@ -5,6 +5,7 @@ import random
 import shutil
 import subprocess
 import sys
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from conftest import DECODERS, DIMS, opinionated
+from conftest import DECODERS, DIMS, ROOT, opinionated
 from PIL import Image
 from torch import nn
 
@@ -50,6 +51,11 @@ class Patches(Encoder):
 
 def model_with(decoder):
     return CaptionModel(opinionated(Patches()), decoder).eval()
+
+
+def is_foreign(content):
+    """Names a file of this machine."""
+    return any(str(place).encode() in content for place in (ROOT, Path(torch.__file__).parents[1], Path(portable.__file__).parents[2]))
 
 
 @cache
@@ -97,6 +103,17 @@ def test_torch_programs_caption_as_the_model_and_hold_no_weight_twice(name, tmp_
     assert_captions_are_the_models(model, written(tmp_path / "out", graphs, "torch"))
     weights = [set(torch.export.load(tmp_path / "out" / f"{part}.pt2").state_dict) for part in ("begin", "step")]
     assert all(weights) and not set.intersection(*weights)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_an_export_names_no_file_of_this_machine(kind, tmp_path):
+    _, graphs = traced("attention-gru")
+    written(tmp_path / "out", graphs, kind)
+    for file in [path for path in (tmp_path / "out").rglob("*") if path.is_file()]:
+        assert not is_foreign(file.read_bytes()), file.name
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as parts:
+                assert not [name for name in parts.namelist() if is_foreign(parts.read(name))], file.name
 
 
 @pytest.mark.slow
@@ -176,7 +193,7 @@ def exported(finished, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(check, "ROUNDS", 1)
         lines = list(job.export(finished, out, kind="onnx", int8=False))
-    assert "16 of 16" in lines[1]
+    assert "16 of 16" in lines[1] and not list(out.rglob("__pycache__"))
     return out
 
 
@@ -269,9 +286,23 @@ def test_a_damaged_graph_is_refused(exported, tmp_path):
     (tmp_path / "out" / "begin.onnx").unlink()
     with pytest.raises(UserError, match=r"begin\.onnx: missing"):
         portable.Captioner(tmp_path / "out")
-    (tmp_path / "out" / "export.json").write_text("{}")
-    with pytest.raises(UserError, match="not an exported folder"):
-        portable.Captioner(tmp_path / "out")
+    for content, sentence in {
+        "{}": "not an exported folder",
+        "[]": "not an exported folder",
+        '{"format": 1}': r"not a whole exported folder \(export.json: no files, vocabulary",
+        '{"format": 2}': "exported in format 2",
+    }.items():
+        (tmp_path / "out" / "export.json").write_text(content)
+        with pytest.raises(UserError, match=sentence):
+            portable.Captioner(tmp_path / "out")
+
+
+def test_settings_that_no_search_can_have_are_refused_in_a_sentence(exported, photographs):
+    for name, value in (("no_repeat_ngram", -1), ("min_length", -1), ("length_penalty", float("nan")), ("length_penalty", float("inf"))):
+        with pytest.raises(UserError, match=f"^{name}={value}: "):
+            portable.Beam(**{name: value})
+    result = alone(exported, photographs[0], "--no-repeat-ngram", "-1")
+    assert result.returncode == 2 and result.stderr == "error: no_repeat_ngram=-1: at least 0\n" and result.stdout == ""
 
 
 def export_of(*arguments):
@@ -302,6 +333,16 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(finished, tmp_path, ca
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
+def test_a_folder_that_lacks_a_file_is_not_put_in_place(finished, tmp_path, monkeypatch):
+    from captioning.export import folder
+
+    monkeypatch.setattr(check, "latency", lambda *_: check.Latency(1, 1.0, 1.0))
+    monkeypatch.setattr(folder, "PARTS", [part for part in folder.PARTS if part != "data/formats.py"])
+    with pytest.raises(UserError, match="caption by itself"):
+        list(job.export(finished, tmp_path / "out", kind="onnx", int8=False))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("failure", [check.Parity(16, 3, 0.5), RuntimeError("wrong shape"), KeyboardInterrupt()])
 def test_a_failed_export_leaves_the_one_before(failure, finished, exported, monkeypatch):
     def compare(*_):
@@ -326,6 +367,46 @@ def test_an_export_takes_the_place_of_the_one_before(finished, exported, tmp_pat
     monkeypatch.setattr("captioning.export.folder.write", lambda folder, *_, **__: shutil.copytree(exported, folder, dirs_exist_ok=True))
     list(job.export(finished, tmp_path / "out", kind="onnx", int8=False))
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and not (tmp_path / "out" / "stale").exists()
+
+
+@pytest.fixture
+def copies(exported, monkeypatch):
+    """The command writes a copy of a whole export, in no time."""
+    monkeypatch.setattr(check, "latency", lambda *_: check.Latency(1, 1.0, 1.0))
+    monkeypatch.setattr("captioning.export.graphs.trace", lambda *_: None)
+    monkeypatch.setattr("captioning.export.folder.write", lambda folder, *_, **__: shutil.copytree(exported, folder, dirs_exist_ok=True))
+
+
+def test_an_export_removes_nothing_but_the_export_in_its_place(finished, copies, tmp_path):
+    for name in ("out.new", "out.before", ".out-"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years")
+    for _ in range(2):
+        list(job.export(finished, tmp_path / "out", kind="onnx", int8=False))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out-", "out", "out.before", "out.new"]
+    assert len(list(tmp_path.rglob("thesis.tex"))) == 3
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "export.json").write_text('{"of": "another program"}')
+    with pytest.raises(UserError, match="holds something else"):
+        list(job.export(finished, tmp_path / "theirs", kind="onnx", int8=False))
+
+
+def test_a_link_is_followed_however_often_and_stays(finished, copies, tmp_path):
+    (tmp_path / "disk" / "out").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    for _ in range(2):
+        (tmp_path / "disk" / "out" / "begin.onnx").unlink(missing_ok=True)
+        list(job.export(finished, tmp_path / "link", kind="onnx", int8=False))
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "out" / "begin.onnx").is_file()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["out"]
+
+
+def test_the_folder_one_is_in_is_refused_in_a_sentence(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in").mkdir()
+    monkeypatch.chdir(tmp_path / "in")
+    for out in (".", "..", "/"):
+        assert export_of(finished, "--out", out) == 2
+        assert capsys.readouterr().err.startswith(f"error: --out {out}: is the folder that the command runs in")
 
 
 def test_weights_in_8_bits_take_half_and_hardly_change_the_logits(exported, photographs, tmp_path, monkeypatch):
@@ -386,4 +467,4 @@ def test_the_check_sees_another_model(exported, finished):
 def test_the_files_in_the_folder_are_the_packages(exported):
     root = Path(portable.__file__).parents[1]
     files = [path for path in (exported / "captioning").rglob("*.py")]
-    assert len(files) == 6 and all(path.read_bytes() == (root / path.relative_to(exported / "captioning")).read_bytes() for path in files)
+    assert len(files) == 7 and all(path.read_bytes() == (root / path.relative_to(exported / "captioning")).read_bytes() for path in files)

@@ -1,6 +1,7 @@
 """The card of a published run: the front matter that the Hugging Face Hub reads, and a text made of what the run knows of itself."""
 
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,11 @@ def rendered(template: str, content: dict[str, Any]) -> str:
     return environment.get_template(f"{template}.jinja").render(
         content | {"gradio": version("gradio"), "captioning": captioning.__version__}
     )
+
+
+def slug(name: str) -> str:
+    """The name in an address of the Hub, which a shell reads as one word."""
+    return "-".join(re.findall(r"\w+(?:[.-]\w+)*", name, re.ASCII))[:96].rstrip("-.") or "run"
 
 
 def card(run: Path, copy: Path, *, kind: str, name: str, license: str | None) -> tuple[str, list[str]]:
@@ -75,6 +81,7 @@ def card(run: Path, copy: Path, *, kind: str, name: str, license: str | None) ->
         )
     content = {
         "name": name,
+        "slug": slug(name),
         "kind": kind,
         "license": license,
         "data": data,

@@ -18,11 +18,11 @@ EXAMPLES = 12
 def show(runs: Sequence[Path], examples: Path | None, *, host: str, port: int, device: str) -> None:
     """All runs are opened at the start: a damaged one is refused here, not when a visitor chooses it."""
     models: dict[str, Model] = {}
-    for path in runs:
-        captioner, about = open_captioner(path, device)
-        name = about["name"] if about["name"] not in models else str(path)
-        if name in models:
+    for place, path in enumerate(runs, 1):
+        if path.resolve() in [other.resolve() for other in runs[: place - 1]]:
             raise UserError(f"--run {path}: is the same run twice")
+        captioner, about = open_captioner(path, device)
+        name = about["name"] if about["name"] not in models else f"{about['name']} ({place})"  # visitors see no path of this machine
         models[name] = Model(captioner, about)
     title = "Captions" if len(models) > 1 else f"Captions by {next(iter(models))}"
     captioner = next(iter(models.values())).captioner

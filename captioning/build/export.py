@@ -1,7 +1,7 @@
 """What `captioning export` does: a run's graphs into a folder that captions without this package, checked before it is put in its place."""
 
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from captioning.build.evaluation import digest_of
 from captioning.build.objects import make
 from captioning.build.runs import load_run
 from captioning.errors import UserError
+from captioning.export.portable import Captioner, read_about
 from captioning.search import Beam
 
 
@@ -26,10 +27,9 @@ def export(path: Path, out: Path | None, *, kind: str, int8: bool) -> Iterator[s
     out = out or path / f"export-{kind}"
     run = load_run(path, torch.device("cpu"))
     refuse_foreign(out)
-    from captioning.export.check import compare, latency
+    from captioning.export.check import compare, latency, speaks
     from captioning.export.folder import Trained, write
     from captioning.export.graphs import readable, trace
-    from captioning.export.portable import Captioner
 
     node = run.config["search"]
     search = make("search", node) if node["_target_"] == "captioning.search.Beam" else Beam()
@@ -45,6 +45,8 @@ def export(path: Path, out: Path | None, *, kind: str, int8: bool) -> Iterator[s
                 f"{out}: not written, as the graphs are not what {path} is: {parity.same} of {parity.pictures} captions are the same, "
                 f"and log p differs by {parity.worst:.2g}"
             )
+        if not speaks(folder, captioner):
+            raise UserError(f"{out}: not written, as its caption.py does not caption by itself, or otherwise than here")
     yield f"{out}: {', '.join(f'{file} {(out / file).stat().st_size / 1e6:.1f} MB' for file in captioner.about['files'])}"
     yield f"the same caption for {parity.same} of {parity.pictures} pictures; log p differs by at most {parity.worst:.1g}"
     for batch in (1, 32):
@@ -60,24 +62,33 @@ def refuse_foreign(out: Path) -> None:
     """A folder that holds something else than an export is not replaced."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; a folder is needed")
-    if out.is_dir() and any(out.iterdir()) and not (out / "export.json").is_file():
-        raise UserError(f"--out {out}: holds something else than an export; give another folder")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise UserError(f"--out {out}: is the folder that the command runs in, which cannot be replaced; give another folder")
+    if out.is_dir() and any(out.iterdir()):
+        try:
+            read_about(out)
+        except UserError:
+            raise UserError(f"--out {out}: holds something else than an export; give another folder") from None
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to be filled, which takes its place when all went well; else nothing is left of it."""
-    new, before = (out.with_name(f"{out.name}.{word}") for word in ("new", "before"))
+    """A folder to be filled, which takes the place of `out` when all went well; else nothing is left of it.
+
+    It and the one before lie in a folder that is made here and has no other's name. Of a link the folder it leads to is replaced."""
+    place = out.resolve()
     try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        yield new
-        shutil.rmtree(before, ignore_errors=True)
-        if out.exists():
-            os.replace(out, before)
-        os.replace(new, out)
-        shutil.rmtree(before, ignore_errors=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{place.name}-", dir=place.parent) as aside:
+            new, before = Path(aside, "new"), Path(aside, "before")
+            new.mkdir()
+            yield new
+            if place.exists():
+                os.replace(place, before)
+            try:
+                os.replace(new, place)
+            finally:
+                if before.exists() and not place.exists():
+                    os.replace(before, place)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(new, ignore_errors=True)

@@ -14,18 +14,21 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 import captioning
-from captioning.build.card import card, rendered
-from captioning.build.runs import flat, read_config, read_env
+from captioning.build.card import card, rendered, slug
+from captioning.build.runs import read_config, read_env
 from captioning.build.serving import open_captioner
 from captioning.errors import UserError
 from captioning.serving.captioner import Asked
 from captioning.training import checkpoint
 
 OURS = ("README.md", "app.py", "requirements.txt", "run", "captioning")
-MARK = "captioning publish"  # in app.py: the folder was written here, and may be written again
+MARK = "# Written by `captioning publish`, which may replace it."  # the first line of app.py
+GIT = (".git", ".gitattributes", ".gitignore")  # of a clone
+EXAMPLES = "examples"  # of the user, once something is published there: the demo shows them
 STATE = ("epoch", "step", "metrics")  # of a checkpoint, with what it is of
+NOT_IN_CONFIG = ("hydra", "experiment", "hparams_search")  # that a command may set
 NOT_NEEDED = ("__pycache__", "*.py[cod]", "configs")
-ATTRIBUTES = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+RULE = b"*.safetensors filter=lfs diff=lfs merge=lfs -text"
 
 
 def publish(run: Path, folder: Path, *, kind: str, name: str | None, license: str | None, overwrite: bool) -> list[str]:
@@ -34,6 +37,7 @@ def publish(run: Path, folder: Path, *, kind: str, name: str | None, license: st
     if not name.isprintable() or not name.strip():
         raise UserError(f"--name {name!r}: must be a line of text")
     refuse_others_files(run, folder, overwrite)
+    attributes = with_rule(folder / ".gitattributes")
     if license is not None and not license.replace("-", "").replace(".", "").isalnum():
         raise UserError(f"--license {license}: must be a name of the Hub's list, as in mit, apache-2.0 or cc-by-nc-4.0")
     read_config(run)
@@ -45,17 +49,17 @@ def publish(run: Path, folder: Path, *, kind: str, name: str | None, license: st
             copy_package(new / "captioning")
             text, notes = card(run, new / "run", kind=kind, name=name, license=license)
             (new / "README.md").write_text(text, encoding="utf-8")
-            (new / "app.py").write_text(rendered("app.py", {"name": name, "mark": MARK}), encoding="utf-8")
+            (new / "app.py").write_text(rendered("app.py", {"name": name, "literal": repr(name), "mark": MARK}), encoding="utf-8")
             (new / "requirements.txt").write_text(rendered("requirements.txt", {}), encoding="utf-8")
             refuse_other_captions(run, new / "run")
-            for part in OURS:
+            (new / ".gitattributes").write_bytes(attributes)
+            for part in (*OURS, ".gitattributes"):
                 remove(folder / part)
                 (new / part).rename(folder / part)
-        add_attributes(folder / ".gitattributes")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
     size = sum(file.stat().st_size for part in OURS for file in [folder / part, *(folder / part).rglob("*")] if file.is_file())
-    upload = f"hf upload USER/{re.sub('[^A-Za-z0-9._-]+', '-', name)} {shlex.quote(str(folder))} . --repo-type {kind}"
+    upload = f"hf upload USER/{slug(name)} {shlex.quote(str(folder))} . --repo-type {kind}"
     return [
         *notes,
         f"{folder}: {name} with its card and its demo, {size / 1e6:.1f} MB",
@@ -69,24 +73,33 @@ def refuse_others_files(run: Path, folder: Path, overwrite: bool) -> None:
         raise UserError(f"{folder}: is a file; a folder is needed")
     if folder.resolve() == run.resolve():
         raise UserError(f"{folder}: is the run itself; another folder is needed")
-    there = [part for part in OURS if (folder / part).exists()]
-    if not there:
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not set(there) - set(GIT):
         return
     try:
-        is_ours = MARK in (folder / "app.py").read_text(encoding="utf-8")
+        is_ours = (folder / "app.py").read_text(encoding="utf-8").split("\n")[0] == MARK
     except (OSError, ValueError):
         is_ours = False
-    if not is_ours:
-        raise UserError(f"{folder}: holds a {there[0]} that was not published there; an empty folder is needed")
+    foreign = [name for name in there if name not in (*GIT, *((*OURS, EXAMPLES) if is_ours else ()))]
+    if foreign:
+        named = ", ".join(foreign[:5]) + (", ..." if len(foreign) > 5 else "")
+        raise UserError(f"{folder}: holds {named}, which was not published there; give an empty folder or a clone")
     if not overwrite:
         raise UserError(f"{folder}: something is published there; --overwrite replaces it")
 
 
-def add_attributes(file: Path) -> None:
-    """A clone of the Hub's has some already."""
-    before = file.read_text() if file.exists() else ""
-    if ATTRIBUTES.split()[0] not in before.split():
-        file.write_text(before + ATTRIBUTES)
+def with_rule(file: Path) -> bytes:
+    """The attributes of git that are there, and ours. A clone of the Hub's has some already."""
+    if file.is_symlink() or (file.exists() and not file.is_file()):
+        raise UserError(f"{file}: is a link or a folder; a file is needed")
+    try:
+        before = file.read_bytes() if file.exists() else b""
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+    lines = before.splitlines()
+    if RULE in lines:
+        return before
+    return before + (b"\n" if lines and not before.endswith(b"\n") else b"") + RULE + b"\n"
 
 
 def remove(path: Path) -> None:
@@ -125,7 +138,7 @@ def copy_run(run: Path, new: Path) -> None:
 def blanked(content: Any) -> Any:
     """Settings without the paths in them."""
     if isinstance(content, dict):
-        return {key: blanked(value) for key, value in content.items()}
+        return {blanked(key): blanked(value) for key, value in content.items()}
     if isinstance(content, list):
         return [blanked(value) for value in content]
     return blank(content) if isinstance(content, str) else content
@@ -141,11 +154,20 @@ def blank(word: str) -> str:
 
 
 def blank_command(command: str, config: dict[str, Any]) -> str:
-    """Its words were joined by spaces, and a path may have some: those of the config are known."""
-    for value in sorted({value for value in flat(config).values() if isinstance(value, str)}, key=len, reverse=True):
-        command = command.replace(value, blank(value))
-    words = [re.fullmatch(r"([\w.@+~-]+(?:/[\w-]+)?=)?(.*)", word) for word in command.split()]
-    return " ".join((word[1] or "") + blank(word[2]) for word in words if word)
+    """With `...` for values that may be paths. Its words were joined by spaces, and a path may have some: where any word is not certainly
+    a setting of this run, nothing is left."""
+    program, *words = command.split() or [""]
+    said = [blank(program)]
+    for word in words:
+        setting = re.fullmatch(r"((?:\+\+?|~)?(\w+)[\w.@/]*=)(.*)", word)
+        if setting and setting[2] in {*config, *NOT_IN_CONFIG}:
+            is_plain = re.fullmatch(r"[\w.,:+\[\]-]*", setting[3]) and not setting[3].startswith(".")
+            said.append(setting[1] + (setting[3] if is_plain else "..."))
+        elif word in ("-m", "--multirun"):
+            said.append(word)
+        else:
+            return ""
+    return " ".join(said)
 
 
 def copy_package(new: Path) -> None:

@@ -1,7 +1,11 @@
 """Does an exported folder caption as the model does, and how fast? On pictures made here: a run's own data may be elsewhere."""
 
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -54,6 +58,17 @@ def compare(model: CaptionModel, transform: Transform, vocabulary: Vocabulary, c
     same = sum(vocabulary.decode(ids) == captions[0].text for ids, captions in zip(found.tokens[:, 0].tolist(), its))
     differences = [abs(score - captions[0].score) for score, captions in zip(found.scores[:, 0].tolist(), its)]
     return Parity(PICTURES, same, max(differences))
+
+
+def speaks(folder: Path, captioner: Captioner) -> bool:
+    """Does the folder's own program say of a picture what `captioner` says? In a process of its own: this one has all modules that a
+    folder might lack."""
+    with tempfile.TemporaryDirectory() as aside:
+        file = Path(aside) / "picture.png"
+        pictures(1)[0].save(file)
+        command = [sys.executable, "-EB", str(folder.resolve() / "caption.py"), file.name]  # without PYTHONPATH, and leaves no bytecode
+        said = subprocess.run(command, cwd=aside, capture_output=True, text=True, encoding="utf-8")
+        return said.returncode == 0 and said.stdout == f"{file.name}: {captioner.captions([file])[0][0].text}\n"
 
 
 def latency(model: CaptionModel, captioner: Captioner, search: Beam, batch: int) -> Latency:

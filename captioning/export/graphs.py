@@ -5,7 +5,7 @@ by a graph that does not know either.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 
 from captioning.errors import UserError
 from captioning.models.caption_model import CaptionModel
@@ -90,6 +91,8 @@ def names_of(graphs: Graphs) -> dict[str, tuple[list[str], list[str]]]:
 
 
 def save_onnx(graphs: Graphs, folder: Path) -> None:
+    import onnx
+
     for name, (inputs, outputs) in names_of(graphs).items():
         with readable("made into ONNX"):
             program = torch.onnx.export(
@@ -101,7 +104,19 @@ def save_onnx(graphs: Graphs, folder: Path) -> None:
                 verbose=False,
             )
             assert program is not None
-            program.save(folder / f"{name}.onnx", external_data=False)
+            model = program.model_proto
+            forget_sources(model)
+            onnx.save(model, folder / f"{name}.onnx")
+
+
+def forget_sources(message: Any) -> None:
+    """Of an ONNX model and all its parts: an exporter notes for each node where in which file of this machine it came from."""
+    for name in {"metadata_props", "doc_string"}.intersection(message.DESCRIPTOR.fields_by_name):
+        message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in value if isinstance(value, Iterable) else [value]:
+                forget_sources(part)
 
 
 def save_torch(graphs: Graphs, folder: Path) -> None:
@@ -110,6 +125,9 @@ def save_torch(graphs: Graphs, folder: Path) -> None:
         taken = {its.target for its in program.graph_signature.input_specs}
         for weight in [weight for weight in program.state_dict if weight not in taken]:
             del program.state_dict[weight]  # of the decoder's other half
+        for module in program.graph_module.modules():
+            for node in module.graph.nodes if isinstance(module, GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # names of files of this machine
         with readable("saved"):
             torch.export.save(program, folder / f"{name}.pt2")
 

@@ -6,6 +6,7 @@ B images   K hypotheses of each   T words   V vocabulary
 import argparse
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from io import BytesIO
@@ -20,6 +21,7 @@ from captioning.data.images import read_image
 from captioning.errors import UserError, plain_errors
 
 FORMAT = 1  # of export.json
+PARTS = {"files": dict, "vocabulary": list, "transform": dict, "search": dict, "state": dict, "begin": dict, "step": dict}  # of it
 PAD, BOS, EOS, UNK = range(4)
 STAY = 0.75  # images that are done leave the batch when no more than this share goes on
 Graph = Callable[..., Sequence[Any]]  # arrays to arrays
@@ -60,6 +62,11 @@ class Beam:
         for name in ("beam_size", "n_best", "max_length"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: at least 1")
+        for name in ("min_length", "no_repeat_ngram"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: at least 0")
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty={self.length_penalty}: must be a finite number")
         if self.n_best > self.beam_size:
             raise UserError(f"n_best={self.n_best} is more than beam_size={self.beam_size}")
 
@@ -200,6 +207,9 @@ def read_about(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: not an exported folder (export.json: {error})") from None
     if version != FORMAT:
         raise UserError(f"{folder}: exported in format {version}; this program reads format {FORMAT}")
+    wrong = [name for name, kind in PARTS.items() if not isinstance(about.get(name), kind)]
+    if wrong:
+        raise UserError(f"{folder}: not a whole exported folder (export.json: no {', '.join(wrong)})")
     return about
 
 

@@ -7,6 +7,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,6 +61,8 @@ def answer(models: Mapping[str, Model], file: Path | None, name: Any, beam_size:
     try:
         image = captioner.read(file.read_bytes())  # bytes: a sentence about them does not name the folder
         best, *others = captioner([captioner.prepare(image)], asked)[0]
+    except FileNotFoundError:
+        return Answer(problem="The picture is no longer kept here: upload it again.")
     except UserError as error:
         return Answer(problem=str(error)[:1].upper() + str(error)[1:])
     lines = "\n".join(f"{other.description}  (log p {other.log_p:.2f})" for other in others)
@@ -109,7 +112,7 @@ def page(models: Mapping[str, Model], examples: Sequence[Path], title: str) -> "
 
     def submit(upload: Any, name: Any, beam_size: Any, captions: Any) -> dict[Any, Any]:
         # unprocessed: Gradio would open the file with whichever of Pillow's decoders wants it
-        its = answer(models, Path(upload["path"]) if isinstance(upload, dict) else None, name, beam_size, captions)
+        its = answer(models, Path(upload["path"]) if isinstance(upload, dict) and upload.get("path") else None, name, beam_size, captions)
         return {
             caption: gradio.Textbox(value=its.caption, visible=not its.problem),
             others: gradio.Textbox(value=its.others, visible=bool(its.others)),
@@ -162,6 +165,23 @@ def theme() -> Any:
     return its.set(body_text_color_subdued="*neutral_600", block_info_text_color="*neutral_600", block_label_text_color="*neutral_600")
 
 
+def fits(blocks: "gradio.Blocks", question: Any) -> bool:
+    """Gradio answers any other with a traceback in the log, and the visitor's values in it."""
+    if not isinstance(question, dict) or not isinstance(question.get("fn_index"), int) or not isinstance(question.get("data"), list):
+        return False
+    function = blocks.fns.get(question["fn_index"])
+    if function is None or len(function.inputs) > len(question["data"]):
+        return False
+    for component, value in zip(function.inputs, question["data"]):
+        model = getattr(component, "data_model", None)
+        try:
+            if model is not None and value is not None:
+                model.model_validate(value)
+        except ValueError:
+            return False
+    return True
+
+
 @contextmanager
 def running(models: Mapping[str, Model], examples: Sequence[Path], title: str, *, host: str, port: int) -> Iterator[str]:
     """The page is served while this block lasts. -> Its address. UserError where the port is taken."""
@@ -185,7 +205,7 @@ def running(models: Mapping[str, Model], examples: Sequence[Path], title: str, *
             pwa=False,
             mcp_server=False,
             allowed_paths=[str(shown)],
-            app_kwargs={"middleware": [Middleware(Gate, folder=uploads)]},  # type: ignore[arg-type]
+            app_kwargs={"middleware": [Middleware(Gate, folder=uploads, fits=partial(fits, blocks))]},  # type: ignore[arg-type]
             theme=theme(),
             css=CSS,
         )
