@@ -43,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     publish.add_argument("--kind", choices=["model", "space"], default="model", help="whose card README.md is (default: %(default)s)")
     publish.add_argument("--name", help="of the model, in the card and on the page; default: the run directory's")
     publish.add_argument("--license", metavar="ID", help="of the weights, as the Hub names it: mit, cc-by-nc-4.0, ...")
-    publish.add_argument("--overwrite", action="store_true", help="what was published into DIR before; other files there stay")
+    publish.add_argument(
+        "--overwrite", action="store_true", help="what was published into DIR before; with other files there it is refused"
+    )
 
     check = parts.add_parser(
         "check-data", help="counts, broken images, bad captions, leaks: `captioning check-data data=own data.root=DIR`"
