@@ -2,6 +2,7 @@
 
 import gc
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -131,6 +132,21 @@ def finished(drawings, tmp_path_factory) -> Path:
     ]
     Training(as_dict(composed("train", overrides))).start()
     return run
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A real browser, with a camera that films a pattern."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine: apt-get install chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
+    camera = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
+    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", *camera]
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=arguments, timeout=60_000)
+        yield browser
+        browser.close()
 
 
 def pictures(folder: Path, *names: str) -> Path:

@@ -349,19 +349,6 @@ def test_what_cannot_be_shown_is_said_in_one_line(demo, run, tmp_path, capsys):
         assert exit.value.code == 2 and sentence in error and error.count("\n") == 1, error
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=arguments, timeout=60_000)
-        yield browser
-        browser.close()
-
-
 def test_in_a_browser_a_picture_is_captioned_and_no_other_host_is_asked(chromium, demo, run, tmp_path):
     axe = Path(pytest.importorskip("axe_playwright_python").__file__).parent / "axe.min.js"
     visitor, _ = demo

@@ -3,7 +3,6 @@
 import asyncio
 import io
 import re
-import shutil
 import threading
 import time
 from contextlib import contextmanager
@@ -96,20 +95,6 @@ def house(finished):
         time.sleep(0.01)
     with serving(service, model) as base, serving(service, model, api_key="sesame-1") as locked:
         yield SimpleNamespace(service=service, base=base, locked=locked)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-    camera = ["--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream"]
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", *camera]
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=arguments, timeout=60_000)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

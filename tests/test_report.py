@@ -303,19 +303,6 @@ def test_a_run_that_is_not_evaluated_is_answered_with_the_command(finished, caps
         assert exit.value.code == 2 and sentence in error and error.count("\n") == 1
 
 
-@pytest.fixture(scope="module")
-def chromium():
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium on this machine: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-    arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=program, args=arguments, timeout=60_000)
-        yield browser
-        browser.close()
-
-
 @pytest.mark.parametrize(
     ("what", "scheme"), [("one run", "dark"), ("two runs without pictures", "light"), ("two runs", "light"), ("two runs", "dark")]
 )
