@@ -152,7 +152,7 @@ def application(
         """The process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz", responses={503: {"description": "the model is not working just now, or the service is ending"}})
+    @app.get("/readyz", responses={503: {"description": "the model is not working just now"}})
     async def ready() -> Response:
         """The model works."""
         return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)

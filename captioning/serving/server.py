@@ -14,11 +14,10 @@ import uvicorn
 
 from captioning.errors import UserError
 from captioning.serving.app import application
-from captioning.serving.journal import AsJson
+from captioning.serving.journal import AsJson, logger
 from captioning.serving.service import Service
 from captioning.serving.wire import MORE_PATIENCE, PATIENCE, Wire
 
-logger = logging.getLogger("captioning.serve")
 HANGS = 70  # exit code (EX_SOFTWARE): the model hangs, which no thread can be freed from
 
 
