@@ -29,7 +29,7 @@ DECODERS = {
         DIMS, VOCABULARY, cell=cell, injection=injection, layers=layers, hidden_size=7, embedding_size=6, **more
     )
     for cell in ("lstm", "gru", "rnn")
-    for injection in ("init", "pre", "par", "merge")
+    for injection in ("init", "pre", "par", "merge", "pre_par", "add", "read")
     for layers in (1, 2)
 }
 DECODERS |= {

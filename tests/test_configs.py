@@ -15,10 +15,13 @@ from captioning.training.distributed import World
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("*/*.yaml"))
 ENCODERS = sorted(name.removeprefix("encoder/") for name in FILES if name.startswith("encoder/"))
 RECURRENT = [
-    [f"decoder={cell}", f"decoder.injection={where}"] for cell in ("lstm", "gru", "rnn") for where in ("init", "pre", "par", "merge")
+    [f"decoder={cell}", f"decoder.injection={where}"] for cell in ("lstm", "gru", "rnn") for where in ("init", "pre", "par", "merge", "pre_par", "add", "read")
 ]
 ATTENDING = [["decoder=attention"], ["decoder=attention", "decoder.cell=gru"], ["decoder=adaptive"]]
-NEEDED = {"encoder/torchvision": ["encoder.name=shufflenet_v2_x0_5", "encoder.grid=conv5"]}
+NEEDED = {
+    "encoder/torchvision": ["encoder.name=shufflenet_v2_x0_5", "encoder.grid=conv5"],
+    "encoder/resnet50_caffe": ["encoder.weights=none"],
+}
 
 
 def test_the_groups_are_those_that_the_readme_names():

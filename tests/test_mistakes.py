@@ -132,7 +132,7 @@ EVAL = {
     "an unknown split": (lambda run: [f"run={run}", "split=dev"], ["split=dev", "'train', 'val' or 'test'"]),
     "a misspelt search key": (lambda run: [f"run={run}", "search.beamsize=3"], ["search.beamsize", "Did you mean beam_size"]),
     "a moved data set": (lambda run: [f"run={run}", "data.root=/proc/nowhere"], ["/proc/nowhere"]),
-    "another version": (lambda run: edited(run / "env.json", format=99) or [f"run={run}"], ["format 99", "reads format 3"]),
+    "another version": (lambda run: edited(run / "env.json", format=99) or [f"run={run}"], ["format 99", "reads format 4"]),
     "no checkpoint": (lambda run: shutil.rmtree(run / "best") or shutil.rmtree(run / "last") or [f"run={run}"], ["has no checkpoint yet"]),
     "a flipped byte": (
         lambda run: (run / "best" / "model.safetensors").write_bytes(bytes([1]) + (run / "best" / "model.safetensors").read_bytes()[1:]) and [f"run={run}"],

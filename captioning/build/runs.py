@@ -33,7 +33,7 @@ from captioning.models.encoders import Encoder, GivenFeatures
 from captioning.training import checkpoint
 from captioning.training.settings import Progress, Settings, ended_by
 
-FORMAT = 3  # of a run directory; raised when an older program could misread a newer one
+FORMAT = 4  # of a run directory; raised when an older program could misread a newer one
 MAY_CHANGE = {  # between a run's start and its going on
     "run", "device", "features", "cache.dir", "cache.memory", "logger", "data.root", "data.reader.root", "data.workers",
     "trainer.epochs", "trainer.max_steps", "trainer.patience", "trainer.checkpoint_every", "trainer.checkpoint_minutes",

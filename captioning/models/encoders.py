@@ -92,7 +92,8 @@ class TorchvisionEncoder(Encoder):
     grid: the node whose (B, D, h, w) output is the grid; torchvision's name or one of LAYERS.
     pooled: `mean`, the average over the grid's cells, or a node with one vector an image (`fc2`: VGG's second
         fully connected layer, after its ReLU).
-    weights: `imagenet` (torchvision's IMAGENET1K_V1, downloaded once), `none` (random), or a file (.pth, .safetensors).
+    weights: `imagenet` (torchvision's IMAGENET1K_V1, downloaded once), `none` (random), a file (.pth, .safetensors), or a folder with
+        NAME.safetensors or NAME.pth in it: so one setting serves a sweep over encoders.
     style: `caffe` puts ResNet's stride in the 1x1 convolution and its max-pool's rounding up, as the original had it.
     finetune: `none`, `all`, or `from STAGE`: the parameters of that module and of all after it.
 

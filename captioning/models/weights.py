@@ -13,12 +13,25 @@ from captioning.errors import UserError
 
 
 def find_weights(name: str, weights: str) -> Path:
-    """The file of `imagenet` or of a path."""
+    """The file of `imagenet`, of a path, or of a folder that has one with the network's name."""
     if weights == "imagenet":
         return download_imagenet(name)
+    if Path(weights).is_dir():
+        return in_folder(name, Path(weights))
     if not Path(weights).is_file():
-        raise UserError(f"encoder.weights={weights}: no such file; allowed are imagenet, none or the path of a .pth or .safetensors file")
+        raise UserError(
+            f"encoder.weights={weights}: no such file; allowed are imagenet, none or the path of a .pth or .safetensors file, or of a folder "
+            f"with {name}.pth or {name}.safetensors in it"
+        )
     return Path(weights)
+
+
+def in_folder(name: str, folder: Path) -> Path:
+    files = [folder / f"{name}{suffix}" for suffix in (".safetensors", ".pth")]
+    for file in files:
+        if file.is_file():
+            return file
+    raise UserError(f"encoder.weights={folder}: a folder with neither {files[0].name} nor {files[1].name} in it")
 
 
 def sha256(file: Path) -> str:

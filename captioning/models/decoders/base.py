@@ -83,7 +83,12 @@ class Words(nn.Module):
         return self.out(self.bring(self.dropout(x)))
 
 
+def repeated(image: Tensor, x: Tensor) -> Tensor:
+    """An image's vector (B, Y) for every position of x (B*K, T, X): (B*K, T, Y)."""
+    rows = image[:, None].expand(-1, len(x) // len(image), -1).flatten(0, 1)
+    return rows[:, None].expand(-1, x.shape[1], -1)
+
+
 def beside(image: Tensor, x: Tensor) -> Tensor:
     """x (B*K, T, X) with its image's vector (B, Y) beside every position: (B*K, T, X + Y)."""
-    rows = image[:, None].expand(-1, len(x) // len(image), -1).flatten(0, 1)
-    return torch.cat([x, rows[:, None].expand(-1, x.shape[1], -1)], dim=-1)
+    return torch.cat([x, repeated(image, x)], dim=-1)

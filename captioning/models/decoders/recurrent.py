@@ -1,20 +1,21 @@
-"""LSTM, GRU and vanilla RNN decoders on the pooled vector, with the four places to put the image."""
+"""LSTM, GRU and vanilla RNN decoders, and the places to put the image."""
 
 from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from captioning.kinds import Count, Dropout
-from captioning.models.decoders.base import Decoder, DecoderOutput, Words, beside
+from captioning.models.decoders.base import Decoder, DecoderOutput, Words, beside, repeated
 from captioning.models.features import FeatureDims, ImageFeatures
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 
 
 class RecurrentState(NamedTuple):
-    memory: tuple[Tensor, ...]  # the image's vector (B, E or H) for par and merge, else nothing
+    memory: tuple[Tensor, ...]  # the image's vector (B, E or H) where later words need it, else nothing
     hidden: Tensor  # (B*K, layers, H)
     cell: Tensor  # (B*K, layers, H) of an LSTM; zero wide for the others
 
@@ -23,10 +24,13 @@ class RecurrentDecoder(Decoder):
     """Tanti, Gatt and Camilleri 2018, "Where to put the image in an image caption generator", figure 1.
 
     injection: `init`, the image is the first hidden state; `pre`, it is the first word; `par`, it stands beside every word;
-        `merge`, it stands beside the hidden state before the vocabulary product, and the RNN knows only words.
-    """
+        `merge`, it stands beside the hidden state before the vocabulary product, and the RNN knows only words. Beyond that paper:
+        `pre_par`, first word and beside every word; `add`, merged by a sum and a ReLU layer, as in the Keras tutorials;
+        `read`, a cell of the same kind reads the grid, cell after cell, and ends in the first hidden state (Sutskever et al. 2014).
 
-    uses_grid = False
+    Pooled vectors of some encoders are a hundred times as large as those of others: they are brought to mean 0 and variance 1, image by
+    image, so that one learning rate does for all.
+    """
 
     def __init__(
         self,
@@ -34,7 +38,7 @@ class RecurrentDecoder(Decoder):
         vocab_size: int,
         *,
         cell: Literal["lstm", "gru", "rnn"],
-        injection: Literal["init", "pre", "par", "merge"] = "init",
+        injection: Literal["init", "pre", "par", "merge", "pre_par", "add", "read"] = "init",
         hidden_size: Count = 512,
         embedding_size: Count = 512,
         layers: Count = 1,
@@ -43,28 +47,34 @@ class RecurrentDecoder(Decoder):
     ):
         super().__init__()
         self.injection, self.layers, self.has_cell = injection, layers, cell == "lstm"
-        widths = {"init": layers * hidden_size * (2 if self.has_cell else 1), "merge": hidden_size}
-        self.image = nn.Linear(feature_dims.pooled, widths.get(injection, embedding_size))
-        self.rnn = CELLS[cell](
-            embedding_size * (2 if injection == "par" else 1),
-            hidden_size,
-            layers,
-            batch_first=True,
-            dropout=dropout if layers > 1 else 0.0,
-        )
+        self.uses_grid, self.has_first_word, self.has_companion = injection == "read", "pre" in injection, "par" in injection
+
+        def recurrent(input_size: int) -> nn.RNNBase:
+            return CELLS[cell](input_size, hidden_size, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+
+        widths = {"init": layers * hidden_size * (2 if self.has_cell else 1), "merge": hidden_size, "add": hidden_size}
+        image_width = widths.get(injection, embedding_size)
+        self.image = recurrent(feature_dims.grid) if self.uses_grid else nn.Linear(feature_dims.pooled, image_width)
+        self.rnn = recurrent(embedding_size * (2 if self.has_companion else 1))
+        self.deep = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.ReLU()) if injection == "add" else nn.Identity()
         inner_size = hidden_size * (2 if injection == "merge" else 1)
         self.words = Words(vocab_size, embedding_size, inner_size, dropout=dropout, tied=tied)
 
     def init_state(self, features: ImageFeatures) -> RecurrentState:
-        image = self.image(features.pooled)
+        if isinstance(self.image, nn.RNNBase):
+            hidden = features.grid.new_zeros(len(features.grid), self.layers, self.rnn.hidden_size)
+            return self.run(self.image, features.grid, RecurrentState((), hidden, hidden if self.has_cell else hidden[:, :, :0]))[1]
+        image = self.image(layer_norm(features.pooled, features.pooled.shape[1:]))
         hidden = image.new_zeros(len(image), self.layers, self.rnn.hidden_size)
         cell = hidden if self.has_cell else hidden[:, :, :0]
         if self.injection == "init":
             parts = torch.tanh(image).unflatten(1, (-1, self.layers, self.rnn.hidden_size)).unbind(dim=1)
             return RecurrentState((), parts[0], parts[1] if self.has_cell else cell)
-        if self.injection == "pre":
-            return self.run(image[:, None], RecurrentState((), hidden, cell))[1]
-        return RecurrentState((self.words.dropout(image),), hidden, cell)
+        image = self.words.dropout(image)
+        state = RecurrentState(() if self.injection == "pre" else (image,), hidden, cell)
+        if self.has_first_word:
+            return self.run(self.rnn, self.beside_words(image[:, None], state), state)[1]
+        return state
 
     def step(self, token: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         logits, state = self.read(token[:, None], state)
@@ -75,15 +85,21 @@ class RecurrentDecoder(Decoder):
 
     def read(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         """Any number of words at once: (B*K, T) -> (B*K, T, V)."""
-        x = self.words.embed(tokens)
-        x, state = self.run(beside(state.memory[0], x) if self.injection == "par" else x, state)
-        return self.words.logits(beside(state.memory[0], x) if self.injection == "merge" else x), state
+        x, state = self.run(self.rnn, self.beside_words(self.words.embed(tokens), state), state)
+        if self.injection == "merge":
+            x = beside(state.memory[0], x)
+        if self.injection == "add":
+            x = self.deep(x + repeated(state.memory[0], x))
+        return self.words.logits(x), state
 
-    def run(self, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def beside_words(self, x: Tensor, state: RecurrentState) -> Tensor:
+        return beside(state.memory[0], x) if self.has_companion else x
+
+    def run(self, rnn: nn.RNNBase, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         usable = x.device.type != "cpu" or torch.get_autocast_dtype("cpu") != torch.float16  # a CPU has no cells in fp16
         dtype = x.dtype if usable else torch.float32
         before = [part.transpose(0, 1).to(dtype).contiguous() for part in (state.hidden, state.cell)]
         with nullcontext() if usable else torch.autocast("cpu", enabled=False):
-            x, after = self.rnn(x.to(dtype), tuple(before) if self.has_cell else before[0])
+            x, after = rnn(x.to(dtype), tuple(before) if self.has_cell else before[0])
         hidden, cell = after if self.has_cell else (after, before[1])
         return x, RecurrentState(state.memory, hidden.transpose(0, 1), cell.transpose(0, 1))
