@@ -15,7 +15,9 @@ from captioning.training.distributed import World
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("*/*.yaml"))
 ENCODERS = sorted(name.removeprefix("encoder/") for name in FILES if name.startswith("encoder/"))
 RECURRENT = [
-    [f"decoder={cell}", f"decoder.injection={where}"] for cell in ("lstm", "gru", "rnn") for where in ("init", "pre", "par", "merge", "pre_par", "add", "read")
+    [f"decoder={cell}", f"decoder.injection={where}"]
+    for cell in ("lstm", "gru", "rnn")
+    for where in ("init", "pre", "par", "merge", "pre_par", "add", "read")
 ]
 ATTENDING = [["decoder=attention"], ["decoder=attention", "decoder.cell=gru"], ["decoder=adaptive"]]
 NEEDED = {

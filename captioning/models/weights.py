@@ -20,8 +20,8 @@ def find_weights(name: str, weights: str) -> Path:
         return in_folder(name, Path(weights))
     if not Path(weights).is_file():
         raise UserError(
-            f"encoder.weights={weights}: no such file; allowed are imagenet, none or the path of a .pth or .safetensors file, or of a folder "
-            f"with {name}.pth or {name}.safetensors in it"
+            f"encoder.weights={weights}: no such file; allowed are imagenet, none or the path of a .pth or .safetensors file, or of "
+            f"a folder with {name}.pth or {name}.safetensors in it"
         )
     return Path(weights)
 
