@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from captioning.kinds import Count, Dropout
-from captioning.models.decoders.attention import AttendingDecoder, Attention, Score
+from captioning.models.decoders.attention import AttendingDecoder, Attention, Score, open_forget_gate
 from captioning.models.decoders.base import Words
 from captioning.models.decoders.later import Map
 from captioning.models.features import FeatureDims, ImageFeatures
@@ -40,6 +40,7 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
         self.whole = nn.Linear(feature_dims.grid, embedding_size)
         gates = 5 * hidden_size  # an LSTM's four, and the sentinel's
         self.from_word = nn.Linear(embedding_size, gates)
+        open_forget_gate(self.from_word, hidden_size)
         self.from_whole = nn.Linear(embedding_size, gates, bias=False)
         self.from_hidden = nn.Linear(hidden_size, gates, bias=False)
         self.attention = Attention(hidden_size, attention_size)

@@ -42,6 +42,11 @@ def lstm(gates: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:
     return torch.sigmoid(show) * torch.tanh(cell), cell
 
 
+def open_forget_gate(from_word: nn.Linear, hidden_size: int) -> None:
+    """An LSTM begins with remembering (Gers et al. 2000; Jozefowicz et al. 2015)."""
+    nn.init.ones_(from_word.bias[hidden_size : 2 * hidden_size])
+
+
 def gru(from_input: Tensor, from_hidden: Tensor, hidden: Tensor) -> Tensor:
     """(R, 3H) twice and the hidden state before -> the one after."""
     update, reset, new = from_input.chunk(3, dim=-1)
@@ -120,6 +125,8 @@ class SoftAttentionDecoder(AttendingDecoder):
         self.sizes = [attention_size, feature_dims.grid, gates]  # the query, the gate of what is seen, the cell's gates:
         self.from_hidden = nn.Linear(hidden_size, sum(self.sizes))  # one product gives all three
         self.from_word = nn.Linear(embedding_size, gates)
+        if self.has_cell:
+            open_forget_gate(self.from_word, hidden_size)
         self.from_seen = nn.Linear(feature_dims.grid, gates, bias=False)
         self.answer_hidden = nn.Linear(hidden_size, embedding_size)
         self.answer_seen = nn.Linear(feature_dims.grid, embedding_size, bias=False)

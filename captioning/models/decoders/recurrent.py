@@ -11,6 +11,20 @@ from captioning.models.decoders.base import Decoder, DecoderOutput, Words, besid
 from captioning.models.features import FeatureDims, ImageFeatures
 
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
+FORGET = 1  # the place of the forget gate among those of nn.LSTM
+
+
+@torch.no_grad()
+def remembering(rnn: nn.RNNBase) -> nn.RNNBase:
+    """A start from which what was read first, often the image, is not forgotten after a few words: orthogonal recurrence (Saxe et al. 2014),
+    gate by gate, and an LSTM whose forget gate is open (Gers et al. 2000; Jozefowicz et al. 2015)."""
+    for name, weight in rnn.named_parameters():
+        for number, gate in enumerate(weight.split(rnn.hidden_size)):
+            if "weight_hh" in name:
+                nn.init.orthogonal_(gate)
+            if "bias" in name:
+                nn.init.constant_(gate, 0.5 if isinstance(rnn, nn.LSTM) and number == FORGET else 0.0)  # there are two biases
+    return rnn
 
 
 class RecurrentState(NamedTuple):
@@ -46,7 +60,8 @@ class RecurrentDecoder(Decoder):
         self.has_first_word, self.has_companion = "pre" in injection, "par" in injection
 
         def recurrent(input_size: int) -> nn.RNNBase:
-            return CELLS[cell](input_size, hidden_size, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
+            dropped = dropout if layers > 1 else 0.0
+            return remembering(CELLS[cell](input_size, hidden_size, layers, batch_first=True, dropout=dropped))
 
         widths = {"init": layers * hidden_size * (2 if self.has_cell else 1), "merge": hidden_size, "add": hidden_size}
         image_width = widths.get(injection, embedding_size)
