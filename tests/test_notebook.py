@@ -68,7 +68,8 @@ def test_every_cell_of_the_tour_runs_and_shows_what_it_should(tmp_path):
 def test_what_the_tour_trains_has_looked_at_the_pictures(tmp_path):
     done = toured(tmp_path, CODE)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    assert json.loads((tmp_path / "runs" / "tour-shapes" / "attention-s1" / "metrics.json").read_text())["cider"] > 0.7
+    metrics = json.loads((tmp_path / "runs" / "tour-shapes" / "attention-s1" / "metrics.json").read_text())
+    assert metrics["cider"] > 0.7  # it was 1.07; a model that has not learnt to look earns 0.4 to 0.6
 
 
 def test_a_broken_cell_is_noticed(tmp_path):
