@@ -176,6 +176,15 @@ def test_every_system_has_the_layers_it_is_known_for(name):
     assert (output.attention is not None) == ("attention.key.weight" in layers)
 
 
+def test_the_image_goes_where_the_name_says():
+    places = {name: config_of(name, *OWN)["decoder"].get("injection") for name in SYSTEMS}
+    assert {name: place for name, place in places.items() if place} == {
+        "show_and_tell": "pre", "merge_vgg16": "add", "vgg16_grid_lstm": "read", "densenet201_lstm": "pre_par",
+        "tanti_init": "init", "tanti_pre": "pre", "tanti_par": "par", "tanti_merge": "merge",
+        "compare_rnn_gru_lstm": "init", "flickr8k_pooled": "init",
+    }  # fmt: skip
+
+
 def test_show_attend_and_tell_is_doubly_stochastic_and_scst_self_critical():
     assert config_of("show_attend_tell", *OWN)["loss"]["doubly_stochastic"] == 1
     assert config_of("scst", *OWN)["loss"]["_target_"].endswith(".SelfCritical")
