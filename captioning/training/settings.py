@@ -17,6 +17,7 @@ class Settings:
     max_steps: stop there, should the epochs not be over before; 0: no limit.
     accumulate: batches a step; the gradient is that of one large batch.
     clip: the largest norm of the gradient; 0: no limit.
+    validate_every: epochs between validations; the last is always followed by one.
     monitor: the validation metric that decides on the best checkpoint, on plateaus and on stopping (`loss`: the lower the better).
     patience: stop after so many validations without a new best; 0: never.
     average: decay of an exponential moving average of the weights, which is then what is validated and kept as best; 0: none.
@@ -31,6 +32,7 @@ class Settings:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Count = 1
     clip: Number = 5.0
+    validate_every: Count = 1
     monitor: str = "cider"
     patience: Whole = 0
     average: Dropout = 0.0

@@ -93,9 +93,13 @@ class Trainer:
                 try:
                     if not at.is_due:
                         self.train_epoch()
-                    if self.world.size > 1:
+                    if self.world.size > 1 or not at.is_due:
                         self.save()  # ranks validate together: a signal has to wait, and whoever sent it may not
-                    evaluation = self.validate()
+                    if at.is_due:
+                        evaluation = self.validate()
+                        if self.gives_up(at):
+                            self.logger.settings(at.step, self.hparams, at.metrics)
+                            break
                 except Asked:
                     self.stop()
                 except WorkerFailure:
@@ -103,10 +107,6 @@ class Trainer:
                     if not self.signals.received:  # else the signal was for the whole group, and ended the workers
                         raise
                     self.stop()
-                else:
-                    if self.gives_up(at):
-                        self.logger.settings(at.step, self.hparams, at.metrics)
-                        break
             if self.signals.received:
                 self.stop()  # the run is at its end, but what it is one of is not
         return evaluation
@@ -166,7 +166,7 @@ class Trainer:
                 else:
                     at.epoch, at.batch = at.epoch + 1, 0
             self.step.share_statistics()
-            at.is_due = True
+            at.is_due = at.epoch % settings.validate_every == 0 or self.is_finished
         finally:
             self.settle()
 

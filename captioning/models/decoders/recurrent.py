@@ -16,8 +16,8 @@ FORGET = 1  # the place of the forget gate among those of nn.LSTM
 
 @torch.no_grad()
 def remembering(rnn: nn.RNNBase) -> nn.RNNBase:
-    """A start from which what was read first, often the image, is not forgotten after a few words: orthogonal recurrence (Saxe et al. 2014),
-    gate by gate, and an LSTM whose forget gate is open (Gers et al. 2000; Jozefowicz et al. 2015)."""
+    """A start from which what was read first, often the image, is not forgotten after a few words: orthogonal recurrence, gate by gate
+    (Saxe et al. 2014), and an LSTM whose forget gate is open (Gers et al. 2000; Jozefowicz et al. 2015)."""
     for name, weight in rnn.named_parameters():
         for number, gate in enumerate(weight.split(rnn.hidden_size)):
             if "weight_hh" in name:
