@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -28,11 +27,21 @@ TO_COME = {"results.md", "findings.md", "tour.ipynb"}  # written with the runs t
 DOT = ["hydra.searchpath=[file://mine]", "decoder=dot"]
 
 
-def test_the_decoder_of_the_page_keeps_the_laws_with_its_own_test_file(mine):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (mine, ROOT / "tests", ROOT)))}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(mine / "test_dot.py")]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
-    assert result.returncode == 0 and "14 passed" in result.stdout, result.stdout + result.stderr  # 6 laws, one for two types; two classes
+class Counted:
+    """A plugin that notes which tests passed."""
+
+    def __init__(self):
+        self.outcomes = []
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call":
+            self.outcomes.append((report.nodeid.partition("::")[2], report.outcome))
+
+
+def test_the_decoder_of_the_page_keeps_the_laws_with_the_pages_own_test_file(mine):
+    counted = Counted()
+    code = pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:faulthandler", str(mine / "test_dot.py")], plugins=[counted])
+    assert code == 0 and len(counted.outcomes) == 14, counted.outcomes  # six laws, one of them for two types; two classes
 
 
 @pytest.mark.parametrize("name", ["DotDecoder", "FastDotDecoder"])
@@ -71,7 +80,13 @@ def test_the_scripts_for_slurm_start_what_they_should_and_requeue(name, tmp_path
         (tmp_path / program).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / program).chmod(0o755)
     (tmp_path / "job.sh").write_text(SCRIPTS[name])
-    slurm = {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_JOB_ID": "40", "SLURM_NNODES": "2", "SLURM_JOB_ID": "41", "SLURM_JOB_NODELIST": "node[7-8]"}
+    slurm = {
+        "SLURM_ARRAY_TASK_ID": "5",
+        "SLURM_ARRAY_JOB_ID": "40",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "41",
+        "SLURM_JOB_NODELIST": "node[7-8]",
+    }
     environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-u", tmp_path / "job.sh"], env=environment, timeout=60)
     run, *others = (tmp_path / "calls").read_text().splitlines()
