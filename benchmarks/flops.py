@@ -54,7 +54,11 @@ def flops_of(decoder: Decoder, dims: FeatureDims, sizes: Sizes) -> Flops:
         return Flops(2 * B * (N * D * H + D * E), 2 * B * (N * H * A + E * 5 * H), 2 * words * word)
     assert isinstance(decoder, RecurrentDecoder)
     image, inside = products(decoder.image), products(decoder.rnn)
-    return Flops(2 * B * image, 2 * B * inside if decoder.injection == "pre" else 0, 2 * words * (inside + out))
+    after = inside if decoder.has_first_word else 0  # once an image, on what has a gradient
+    if isinstance(decoder.image, nn.RNNBase):  # it reads N cells; only the first layer's input is a feature
+        on_cell = decoder.image.weight_ih_l0.numel()
+        image, after = N * on_cell, N * (image - on_cell)
+    return Flops(2 * B * image, 2 * B * after, 2 * words * (inside + products(decoder.deep) + out))
 
 
 def products(module: nn.Module) -> int:

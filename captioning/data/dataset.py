@@ -121,6 +121,10 @@ class TrainingBatches:
         places = sum(max(map(max, batch)) * len(batch) * max(map(len, batch)) for batch in batches)
         return 1 - words / max(1, places)
 
+    def first(self, batches: int) -> Iterator[Batch]:
+        """Of the first epoch, read in this process."""
+        return (self.captions.__getitems__([(self.seed, 0, index) for index in batch]) for batch in self.order(0)[:batches])
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         keys = [[(self.seed, epoch, index) for index in batch] for batch in self.order(epoch)[start:]]
         return loader(self.captions, keys, self.workers)

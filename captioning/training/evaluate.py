@@ -18,6 +18,7 @@ from captioning.metrics.java import java_columns
 from captioning.metrics.results import Result, implementation
 from captioning.metrics.score import References
 from captioning.models.caption_model import CaptionModel
+from captioning.models.decoders.base import Decoder
 from captioning.models.features import ImageFeatures, Inputs
 from captioning.search import Search
 from captioning.training.distributed import World
@@ -67,10 +68,8 @@ class Evaluator:
             with self.autocast():
                 features = model.encoder(to_device(batch.images, device))
                 found = self.search(model.decoder.step, model.decoder.init_state(features))
-                tokens = batch.tokens.to(device)
-                output = model.decoder(features, tokens[:, :-1])
-            each = len(tokens) // len(batch.image_ids)
-            losses.append(caption_losses(output, tokens[:, 1:]).unflatten(0, (-1, each)).sum(dim=1))
+                losses.append(losses_of(model.decoder, features, batch.tokens))
+            each = len(batch.tokens) // len(batch.image_ids)
             words += (batch.tokens[:, 1:] != Vocabulary.pad).unflatten(0, (-1, each)).sum(dim=(1, 2)).tolist()
             texts = [[self.vocabulary.decode(ids) for ids in hypotheses] for hypotheses in found.tokens.tolist()]
             said += zip(batch.image_ids, texts)
@@ -89,6 +88,19 @@ class Evaluator:
         signatures = {name: f"{name}|{about}|impl:{implementation()}" for name in ("loss", "perplexity")}
         result = Result(result.image_ids, result.columns | columns, result.signatures | signatures)
         return Evaluation(result.metrics | said, captions, candidates, result)
+
+
+def losses_of(decoder: Decoder, features: ImageFeatures, tokens: Tensor) -> Tensor:
+    """(B,) of each image: the sum over its references (B*K, T). Those of like length go together, or half the work would be padding."""
+    images, device = len(features.pooled), features.pooled.device
+    lengths = (tokens != Vocabulary.pad).sum(dim=1).clamp(min=2)
+    losses = torch.zeros(len(tokens), device=device)
+    for rows in lengths.argsort().split(images):
+        its = tokens[rows, : int(lengths[rows].max())].to(device)
+        rows = rows.to(device)
+        output = decoder(features.select(rows // (len(tokens) // images)), its[:, :-1])
+        losses[rows] = caption_losses(output, its[:, 1:]).float()
+    return losses.unflatten(0, (images, -1)).sum(dim=1)
 
 
 def with_more(evaluation: Evaluation, prepared: "Prepared", training: Sequence[Record], with_java: bool) -> tuple[Evaluation, list[str]]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from captioning.data.dataset import Batch, TrainingBatches
 from captioning.errors import WorkerFailure
 from captioning.models.caption_model import CaptionModel
+from captioning.models.standard import sums_of
 from captioning.training.console import Advance, progress, say
 from captioning.training.curve import Window
 from captioning.training.distributed import World
-from captioning.training.evaluate import Evaluation, Evaluator, warning_of_collapse
+from captioning.training.evaluate import Evaluation, Evaluator, to_device, warning_of_collapse
 from captioning.training.guard import unmoved
 from captioning.training.keeper import Keeper
 from captioning.training.logger import Logger
@@ -26,6 +27,8 @@ from captioning.training.schedules import Schedule
 from captioning.training.settings import Progress, Settings, ended_by
 from captioning.training.signals import Signals
 from captioning.training.step import Stepper
+
+MEASURED = 8  # batches whose features are looked at before the first step
 
 
 class Asked(Exception):
@@ -83,6 +86,7 @@ class Trainer:
             return None
         self.open_logger()
         forget_peak(self.world.device)
+        self.measure_features()
         evaluation = None
         with self.signals, closing(self.logger):
             while not self.is_finished:
@@ -106,6 +110,17 @@ class Trainer:
             if self.signals.received:
                 self.stop()  # the run is at its end, but what it is one of is not
         return evaluation
+
+    @torch.no_grad()
+    def measure_features(self) -> None:
+        """The decoder's standard of its features, from some training images; unless it has one, from a checkpoint."""
+        encoder, decoder = self.model.encoder, self.model.decoder
+        if decoder.standard.measured:
+            return
+        encoder.eval()
+        batches = self.batches.first(MEASURED)
+        seen = (decoder.looks_at(encoder(to_device(batch.images, self.world.device))) for batch in batches)
+        decoder.standard.set(self.world.sum(torch.stack([sums_of(x) for x in seen]).sum(dim=0)))
 
     @property
     def is_finished(self) -> bool:

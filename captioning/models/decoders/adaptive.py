@@ -35,7 +35,7 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
         dropout: Dropout = 0.5,
         tied: bool = False,
     ):
-        super().__init__()
+        super().__init__(feature_dims, uses_grid=True)
         self.cells = nn.Linear(feature_dims.grid, hidden_size)
         self.whole = nn.Linear(feature_dims.grid, embedding_size)
         gates = 5 * hidden_size  # an LSTM's four, and the sentinel's
@@ -48,8 +48,9 @@ class AdaptiveAttentionDecoder(AttendingDecoder):
         self.words = Words(vocab_size, embedding_size, hidden_size, dropout=dropout, tied=tied)
 
     def init_state(self, features: ImageFeatures) -> AdaptiveState:
-        cells = self.words.dropout(torch.relu(self.cells(features.grid)))  # (B, N, H)
-        whole = self.words.dropout(torch.relu(self.whole(features.grid.mean(dim=1))))  # (B, E)
+        grid = self.standard(features.grid)
+        cells = self.words.dropout(torch.relu(self.cells(grid)))  # (B, N, H)
+        whole = self.words.dropout(torch.relu(self.whole(grid.mean(dim=1))))  # (B, E)
         nothing = cells.new_zeros(len(cells), cells.shape[2])
         memory = (cells, self.attention.key(cells), self.from_whole(whole))
         return AdaptiveState(memory, nothing, nothing, cells.new_zeros(cells.shape[:2]))

@@ -113,7 +113,7 @@ class SoftAttentionDecoder(AttendingDecoder):
         dropout: Dropout = 0.5,
         tied: bool = False,
     ):
-        super().__init__()
+        super().__init__(feature_dims, uses_grid=True)
         self.has_cell, gates = cell == "lstm", (4 if cell == "lstm" else 3) * hidden_size
         self.attention = Attention(feature_dims.grid, attention_size)
         self.start = nn.Linear(feature_dims.grid, hidden_size * (2 if self.has_cell else 1))
@@ -126,7 +126,7 @@ class SoftAttentionDecoder(AttendingDecoder):
         self.words = Words(vocab_size, embedding_size, embedding_size, dropout=dropout, tied=tied)
 
     def init_state(self, features: ImageFeatures) -> AttentionState:
-        grid = features.grid
+        grid = self.standard(features.grid)
         start = torch.tanh(self.start(grid.mean(dim=1)))  # (B, H or 2H)
         hidden, cell = start.tensor_split([self.from_hidden.in_features], dim=1)
         keys = self.attention.key(grid)  # under autocast in half precision: then so is the grid, once for all steps

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from captioning.models.features import ImageFeatures
+from captioning.models.features import FeatureDims, ImageFeatures
+from captioning.models.standard import Standard
 
 State = Any
 """A NamedTuple per decoder. Its first field, `memory`, is a tuple of tensors with one row an image: what an image's hypotheses
@@ -18,11 +19,22 @@ class DecoderOutput(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """A new decoder needs `init_state` and `step`. If its state has a field `attention`, plots and losses find it there."""
+    """A new decoder needs `init_state` and `step`. If its state has a field `attention`, plots and losses find it there.
+
+    uses_grid: False: it looks at the pooled vector alone, and is spared the reading of the grid.
+    """
 
     words: "Words"
     attends = False  # whether its state has a field `attention`
-    uses_grid = True  # False: it looks at the pooled vector alone, and is spared the reading of the grid
+
+    def __init__(self, feature_dims: FeatureDims, *, uses_grid: bool):
+        super().__init__()
+        self.uses_grid = uses_grid
+        self.standard = Standard(feature_dims.grid if uses_grid else feature_dims.pooled)
+
+    def looks_at(self, features: ImageFeatures) -> Tensor:
+        """What of the image it is given: the grid (B, N, D) or the pooled vector (B, P)."""
+        return features.grid if self.uses_grid else features.pooled
 
     def init_state(self, features: ImageFeatures) -> State:
         """The state before the first word, with one hypothesis an image."""

@@ -5,7 +5,6 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
 from captioning.kinds import Count, Dropout
 from captioning.models.decoders.base import Decoder, DecoderOutput, Words, beside, repeated
@@ -27,9 +26,6 @@ class RecurrentDecoder(Decoder):
         `merge`, it stands beside the hidden state before the vocabulary product, and the RNN knows only words. Beyond that paper:
         `pre_par`, first word and beside every word; `add`, merged by a sum and a ReLU layer, as in the Keras tutorials;
         `read`, a cell of the same kind reads the grid, cell after cell, and ends in the first hidden state (Sutskever et al. 2014).
-
-    Pooled vectors of some encoders are a hundred times as large as those of others: they are brought to mean 0 and variance 1, image by
-    image, so that one learning rate does for all.
     """
 
     def __init__(
@@ -45,9 +41,9 @@ class RecurrentDecoder(Decoder):
         dropout: Dropout = 0.5,
         tied: bool = False,
     ):
-        super().__init__()
+        super().__init__(feature_dims, uses_grid=injection == "read")
         self.injection, self.layers, self.has_cell = injection, layers, cell == "lstm"
-        self.uses_grid, self.has_first_word, self.has_companion = injection == "read", "pre" in injection, "par" in injection
+        self.has_first_word, self.has_companion = "pre" in injection, "par" in injection
 
         def recurrent(input_size: int) -> nn.RNNBase:
             return CELLS[cell](input_size, hidden_size, layers, batch_first=True, dropout=dropout if layers > 1 else 0.0)
@@ -62,9 +58,10 @@ class RecurrentDecoder(Decoder):
 
     def init_state(self, features: ImageFeatures) -> RecurrentState:
         if isinstance(self.image, nn.RNNBase):
-            hidden = features.grid.new_zeros(len(features.grid), self.layers, self.rnn.hidden_size)
-            return self.run(self.image, features.grid, RecurrentState((), hidden, hidden if self.has_cell else hidden[:, :, :0]))[1]
-        image = self.image(layer_norm(features.pooled, features.pooled.shape[1:]))
+            cells = self.standard(features.grid)
+            hidden = cells.new_zeros(len(cells), self.layers, self.rnn.hidden_size)
+            return self.run(self.image, cells, RecurrentState((), hidden, hidden if self.has_cell else hidden[:, :, :0]))[1]
+        image = self.image(self.standard(features.pooled))
         hidden = image.new_zeros(len(image), self.layers, self.rnn.hidden_size)
         cell = hidden if self.has_cell else hidden[:, :, :0]
         if self.injection == "init":
