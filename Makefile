@@ -23,7 +23,7 @@ demo: .venv/.done
 	@echo "  a web page     $(BIN)/captioning serve --run runs/demo   (then http://127.0.0.1:5000/)"
 	@echo "  go on training $(BIN)/python train.py experiment=demo trainer.epochs=4"
 	@echo "  compose        $(BIN)/python train.py decoder=gru decoder.injection=merge trainer.epochs=2"
-	@echo "  your own data  README.md, \"Your own pictures\""
+	@echo "  your own data  docs/own_data.md"
 
 test: .venv/.done
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile

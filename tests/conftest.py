@@ -2,8 +2,10 @@
 
 import gc
 import os
+import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,20 @@ def finished(drawings, tmp_path_factory) -> Path:
     ]
     Training(as_dict(composed("train", overrides))).start()
     return run
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> Path:
+    """Where the files lie that the documents ask to save as `mine/...`, as a reader would have them: below the working directory."""
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        for name, text in re.findall(r"```(?:python|yaml)\n# (mine/\S+)\n(.*?)```", page.read_text(), flags=re.DOTALL):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(tmp_path / name, "a") as file:  # a page may go on with a file
+                file.write(f"{text}\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "mine")
+    monkeypatch.delitem(sys.modules, "dot", raising=False)
+    return tmp_path / "mine"
 
 
 @pytest.fixture(scope="module")

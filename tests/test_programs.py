@@ -7,10 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import CNN, ROOT, SMALL, TINY
 from PIL import Image
+from torch.distributed.run import get_args_parser
 
 from benchmarks.__main__ import ROWS
 from benchmarks.reliability import ROWS as FAULTS
@@ -40,13 +42,27 @@ def program(*arguments):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_documents_is_understood(command, monkeypatch):
-    words = shlex.split(command)
+def test_every_command_of_the_documents_is_understood(command, mine, monkeypatch):
+    understand(shlex.split(command), monkeypatch)
+
+
+def understand(words, monkeypatch):
+    """What a command line asks for is there, and its values are allowed; nothing is run."""
+    while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+    if words[0] == "torchrun":
+        launch = get_args_parser().parse_args(words[1:])  # exits where torchrun would
+        words = ["python", launch.training_script, *launch.training_script_args]
+        assert words[1] == "train.py"
     script = next((word for word in words if word in ("train.py", "eval.py")), None)
     if script:
-        overrides = [
-            word.split(",")[0] if "-m" in words and "{" not in word else word for word in words[words.index(script) + 1 :] if word != "-m"
-        ]
+        assert words[0] == "python"
+        given = words[words.index(script) + 1 :]
+        if "--help" in given:
+            return
+        if "--cfg" in given:  # Hydra's own: --cfg job, -p NODE
+            given = [word for word in given if "=" in word]
+        overrides = [word.split(",")[0] if "-m" in words and "{" not in word else word for word in given if word != "-m"]
         if script == "eval.py":
             monkeypatch.setattr(program_module, "matching", lambda pattern: [pattern.replace("*", "x")])
             overrides = [word.split(",")[0] for word in program_module.with_patterns(overrides) if word != "-m"]
@@ -58,6 +74,8 @@ def test_every_command_of_the_documents_is_understood(command, monkeypatch):
         cli.main(words[1:])
         for overrides in (vars(options).get("overrides", []) for options in seen):
             check(as_dict(composed("train", overrides)))
+    elif words[:3] == ["python", "-m", "pytest"]:
+        assert all(Path(word).exists() for word in words[3:])
     elif words[:3] == ["python", "-m", "benchmarks.reliability"]:
         assert set(words[3:]) <= set(FAULTS)
     elif words[:3] == ["python", "-m", "benchmarks.serving"]:
