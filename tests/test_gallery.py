@@ -36,7 +36,7 @@ def shown(tmp_path):
     """Thirty times one picture, as smooth and as rough as a photograph."""
     draws = np.random.default_rng(0)
     coarse, fine = (Image.fromarray(draws.integers(0, 256, (side * 3, side * 4, 3), dtype=np.uint8)) for side in (12, 160))
-    Image.blend(coarse.resize((640, 480), Image.Resampling.BICUBIC), fine, 0.15).save(tmp_path / "picture.jpg")
+    Image.blend(coarse.resize((640, 480), Image.Resampling.BICUBIC), fine, 0.25).save(tmp_path / "picture.jpg")
     return Pictures(dict.fromkeys(REFERENCES, tmp_path / "picture.jpg"))
 
 
