@@ -64,6 +64,14 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("--examples", type=int, default=12, help="best, worst and random captions: so many of each")
     report.add_argument("--device", default="auto")
 
+    gallery = parts.add_parser("gallery", help="one HTML file of pictures chosen by a rule, with what each of the runs says of them")
+    gallery.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, evaluated on the same images")
+    gallery.add_argument(
+        "--images", type=int, default=24, metavar="N", help="the first N by the SHA-256 of the image's id (default: %(default)s)"
+    )
+    gallery.add_argument("--out", type=Path, metavar="FILE", help="default: gallery.html in the first RUN")
+    gallery.add_argument("--data-root", type=Path, metavar="DIR", help="where the pictures are, when they were moved")
+
     cache = parts.add_parser("cache", help="features on disk: list them, remove some")
     cache.add_argument("action", choices=["list", "remove"])
     cache.add_argument("keys", nargs="*", metavar="KEY", help="what to remove; --all: everything")

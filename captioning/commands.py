@@ -171,6 +171,14 @@ def run_report(options: argparse.Namespace) -> None:
     print(write_report(options.run, options.other, out=options.out, **settings))
 
 
+def run_gallery(options: argparse.Namespace) -> None:
+    if options.images < 1:
+        raise UserError(f"--images {options.images}: at least 1")
+    from captioning.build.gallery import write_gallery
+
+    print(write_gallery(options.runs, out=options.out, data_root=options.data_root, images=options.images))
+
+
 def run_cache(options: argparse.Namespace) -> None:
     from captioning.cache.store import entries, in_words, remove
 

@@ -150,6 +150,17 @@ def mine(tmp_path, monkeypatch) -> Path:
     return tmp_path / "mine"
 
 
+@pytest.fixture(scope="session")
+def evaluated_run(finished, tmp_path_factory) -> Path:
+    """The finished run, evaluated."""
+    from captioning.build.compose import composed
+    from captioning.build.evaluation import evaluate
+
+    path = shutil.copytree(finished, tmp_path_factory.mktemp("evaluated") / "run")
+    evaluate(composed("eval", [f"run={path}", "split=test", "show=0", "device=cpu", "features=off"]))
+    return path
+
+
 @pytest.fixture(scope="module")
 def chromium():
     """A real browser, with a camera that films a pattern."""
@@ -163,6 +174,30 @@ def chromium():
         browser = running.chromium.launch(executable_path=program, args=arguments, timeout=60_000)
         yield browser
         browser.close()
+
+
+def is_a_good_page(chromium, file: Path, scheme: str) -> None:
+    """Says nothing in the console, asks for nothing, is no wider than a phone, shows its pictures, and axe finds nothing to mend."""
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).parent / "axe.min.js"
+    tab = chromium.new_page(viewport={"width": 320, "height": 600}, color_scheme=scheme)
+    heard, asked = [], []
+    tab.on("console", lambda message: heard.append(message.text))
+    tab.on("pageerror", lambda error: heard.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    width = "document.documentElement.scrollWidth"
+    assert tab.evaluate(width) <= 320
+    tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    assert tab.evaluate(width) <= 320
+    tab.evaluate("document.querySelectorAll('img').forEach(part => part.loading = 'eager')")
+    tab.wait_for_function("[...document.images].every(picture => picture.complete && picture.naturalWidth > 0)")
+    tab.evaluate(axe.read_text())
+    found = tab.evaluate("axe.run()")
+    assert [(broken["id"], broken["nodes"][0]["html"]) for broken in found["violations"]] == [] and len(found["passes"]) > 20
+    tab.set_viewport_size({"width": 1280, "height": 800})
+    assert tab.evaluate(width) <= 1280
+    assert heard == [] and {url for url in asked if not url.startswith("data:")} == {file.as_uri()}
+    tab.close()
 
 
 def pictures(folder: Path, *names: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import pictures
+from conftest import is_a_good_page, pictures
 from PIL import Image
 
 from captioning.analysis import page, plots, results
@@ -87,7 +87,7 @@ def test_the_best_captions_are_sorted_by_cider_and_the_worst_from_the_other_end(
     run = subject()
     cider = dict(zip(run.evaluated.result.image_ids, run.evaluated.result.columns["cider"]))
     order = sorted(cider, key=lambda name: -cider[name])
-    assert by_cider(scores(run)) == order and len(set(cider.values())) == 4
+    assert by_cider(scores(run.evaluated.result)) == order and len(set(cider.values())) == 4
     text = report(run, None, shown, 2)
     assert names_in(section(text, "best")) == order[:2] and order[0] == "a.jpg"
     assert names_in(section(text, "worst")) == order[:1:-1]
@@ -261,18 +261,8 @@ def test_every_colour_of_text_and_of_lines_has_enough_contrast_in_both_schemes()
                 assert (high + 0.05) / (low + 0.05) >= 4.5, (name, ground)
 
 
-@pytest.fixture(scope="module")
-def run(finished, tmp_path_factory):
-    """The finished run, evaluated."""
-    from captioning.build.compose import composed
-    from captioning.build.evaluation import evaluate
-
-    path = shutil.copytree(finished, tmp_path_factory.mktemp("report") / "run")
-    evaluate(composed("eval", [f"run={path}", "split=test", "show=0", "device=cpu", "features=off"]))
-    return path
-
-
-def test_a_run_is_reported_by_the_command_alone(run, drawings, tmp_path, capsys):
+def test_a_run_is_reported_by_the_command_alone(evaluated_run, drawings, tmp_path, capsys):
+    run = evaluated_run
     captioning_command(["report", str(run), "--device", "cpu", "--examples", "3"])
     assert capsys.readouterr().out.strip() == str(run / "report.html")
     text = (run / "report.html").read_text()
@@ -307,26 +297,7 @@ def test_a_run_that_is_not_evaluated_is_answered_with_the_command(finished, caps
     ("what", "scheme"), [("one run", "dark"), ("two runs without pictures", "light"), ("two runs", "light"), ("two runs", "dark")]
 )
 def test_in_a_browser_it_is_quiet_accessible_and_as_narrow_as_a_phone(chromium, shown, tmp_path, scheme, what):
-    axe = Path(pytest.importorskip("axe_playwright_python").__file__).parent / "axe.min.js"
     its = Pictures({}, "data.root=gone: no such folder") if "without" in what else shown
     file = tmp_path / "report.html"
     page.write(file, report(subject(EVIL, looking), None if what == "one run" else other("a-long-name-" * 9), its))
-    tab = chromium.new_page(viewport={"width": 320, "height": 600}, color_scheme=scheme)
-    heard, asked = [], []
-    tab.on("console", lambda message: heard.append(message.text))
-    tab.on("pageerror", lambda error: heard.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
-    tab.goto(file.as_uri())
-    width = "document.documentElement.scrollWidth"
-    assert tab.evaluate(width) <= 320
-    tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
-    assert tab.evaluate(width) <= 320
-    tab.evaluate("document.querySelectorAll('img').forEach(part => part.loading = 'eager')")
-    tab.wait_for_function("[...document.images].every(picture => picture.complete && picture.naturalWidth > 0)")
-    tab.evaluate(axe.read_text())
-    found = tab.evaluate("axe.run()")
-    assert [(broken["id"], broken["nodes"][0]["html"]) for broken in found["violations"]] == [] and len(found["passes"]) > 20
-    tab.set_viewport_size({"width": 1280, "height": 800})
-    assert tab.evaluate(width) <= 1280
-    assert heard == [] and {url for url in asked if not url.startswith("data:")} == {file.as_uri()}
-    tab.close()
+    is_a_good_page(chromium, file, scheme)

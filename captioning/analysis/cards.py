@@ -11,6 +11,7 @@ from captioning.analysis.results import Evaluated
 from captioning.analysis.samples import Looked
 from captioning.data.transforms import Transform
 from captioning.errors import UserError
+from captioning.metrics.results import Result
 
 THUMBNAIL = 360  # pixels of its longer side
 TILE = 112  # of a word's picture
@@ -73,18 +74,19 @@ class Card(NamedTuple):
 
 
 class Cards:
-    def __init__(self, runs: Sequence[Subject], pictures: Pictures):
-        self.pictures = pictures
-        self.scores = {run.name: scores(run) for run in runs}
+    """Of runs by their names, which were evaluated on the same images."""
 
-    def __call__(self, image_id: str, runs: Sequence[Subject], note: str = "") -> Card:
-        lines = [Line(run.name, run.evaluated.captions[image_id], self.scores[run.name][image_id]) for run in runs]
-        return Card(image_id, self.pictures[image_id], lines, runs[0].evaluated.references[image_id], note)
+    def __init__(self, runs: Mapping[str, Evaluated], pictures: Pictures):
+        self.runs, self.pictures = runs, pictures
+        self.scores = {name: scores(its.result) for name, its in runs.items()}
+
+    def __call__(self, image_id: str, names: Sequence[str], note: str = "") -> Card:
+        lines = [Line(name, self.runs[name].captions[image_id], self.scores[name][image_id]) for name in names]
+        return Card(image_id, self.pictures[image_id], lines, self.runs[names[0]].references[image_id], note)
 
 
-def scores(run: Subject) -> dict[str, dict[str, float]]:
+def scores(result: Result) -> dict[str, dict[str, float]]:
     """Of each image: CIDEr, ROUGE-L, and the share of the caption's words that are in a reference (BLEU-1's clipped precision)."""
-    result = run.evaluated.result
     columns = [result.columns[name].tolist() for name in ("cider", "rouge_l", "matches1", "length")]
     return {
         name: {"CIDEr": cider, "ROUGE-L": rouge, "precision": matches / max(1, length)}

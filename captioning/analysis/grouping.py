@@ -55,6 +55,17 @@ def names(members: Sequence[Member], by: Sequence[str] = ()) -> list[str]:
     return [name if again[name] == 1 and name else f"{name or 'group'} ({place})" for place, name in enumerate(found, start=1)]
 
 
+def labels(groups: Sequence[Group]) -> dict[str, str]:
+    """Of each run, by its path: its group's name, with the seed where there are several, and with the path where these are equal."""
+    found = {}
+    for name, members in groups:
+        seeds = Counter(member.seed for member in members)
+        for member in members:
+            seed = f" seed={member.seed}" if len(members) > 1 else ""
+            found[member.path] = name + seed + (f" ({member.path})" if seeds[member.seed] > 1 else "")
+    return found
+
+
 def order(key: str) -> tuple:
     """The encoder and the decoder first, choices before what they consist of."""
     node, _, rest = key.partition(".")

@@ -9,6 +9,7 @@ from captioning.analysis.cards import Card, Cards, Pictures, Strip, Subject, str
 from captioning.analysis.failures import Failure, failures
 from captioning.analysis.page import number, render, svg
 from captioning.analysis.plots import LOWER_IS_BETTER, History, name_of
+from captioning.analysis.results import Evaluated
 from captioning.analysis.texts import FUNCTION, given_often, lengths, repeated_phrases, vocabularies
 from captioning.errors import UserError
 
@@ -41,22 +42,22 @@ class Row(NamedTuple):
 def report(run: Subject, other: Subject | None, pictures: Pictures, examples: int = 12) -> str:
     """The page. Raises UserError where the two were not evaluated on the same images with the same references."""
     runs = [run] if other is None else [run, other]
-    if other is not None:
-        refuse_others(run, other)
+    evaluated = {its.name: its.evaluated for its in runs}
+    refuse_others(evaluated)
     its = run.evaluated
-    cards = Cards(runs, pictures)
+    cards = Cards(evaluated, pictures)
     ranked, few = by_cider(cards.scores[run.name]), min(examples, max(1, len(its.captions) // 2))
     chosen = {"best": ranked[:few], "worst": ranked[::-1][:few], "random": by_hash(its.captions)[:few]}
     content = {
         "runs": runs,
         "other": other,
         "split": its.metrics.get("split", "?"),
-        "unlike": [key for key in ("search", "precision") if len({str(run.evaluated.metrics.get(key)) for run in runs}) > 1],
+        "unlike": unlike(evaluated),
         "images": len(its.captions),
         "rows": metric_rows(runs),
         "settings": setting_rows(runs),
         "pictures_problem": pictures.problem,
-        "chosen": {kind: [cards(name, [run]) for name in names] for kind, names in chosen.items()},
+        "chosen": {kind: [cards(name, [run.name]) for name in names] for kind, names in chosen.items()},
         "strips": strips(runs, chosen, pictures),
         "apart": apart(run, other, cards, few) if other is not None else {},
         "categories": category_rows(runs, cards),
@@ -65,14 +66,23 @@ def report(run: Subject, other: Subject | None, pictures: Pictures, examples: in
     return render("report.html", content | curves(runs) | words(runs))
 
 
-def refuse_others(run: Subject, other: Subject) -> None:
-    ours, theirs = run.evaluated.references, other.evaluated.references
-    if lone := sorted(ours.keys() ^ theirs.keys()):
-        has, lacks = (run, other) if lone[0] in ours else (other, run)
-        where = f"{lone[0]} is in {has.name} and not in {lacks.name}; {len(lone)} such images"
-        raise UserError(f"{other.name}: evaluated on other images than {run.name} ({where}): evaluate both on the same split")
-    if changed := [name for name in ours if sorted(ours[name]) != sorted(theirs[name])]:
-        raise UserError(f"{other.name}: has other references than {run.name} for image {changed[0]}: evaluate both on the same data")
+def refuse_others(runs: Mapping[str, Evaluated]) -> None:
+    """UserError for a run that was not evaluated on the images and references of the first."""
+    first, *others = runs
+    ours = runs[first].references
+    for other in others:
+        theirs = runs[other].references
+        if lone := sorted(ours.keys() ^ theirs.keys()):
+            has, lacks = (first, other) if lone[0] in ours else (other, first)
+            where = f"{lone[0]} is in {has} and not in {lacks}; {len(lone)} such images"
+            raise UserError(f"{other}: evaluated on other images than {first} ({where}): evaluate both on the same split")
+        if changed := [name for name in ours if sorted(ours[name]) != sorted(theirs[name])]:
+            raise UserError(f"{other}: has other references than {first} for image {changed[0]}: evaluate both on the same data")
+
+
+def unlike(runs: Mapping[str, Evaluated]) -> list[str]:
+    """In what the captions were not made alike."""
+    return [key for key in ("search", "precision") if len({str(its.metrics.get(key)) for its in runs.values()}) > 1]
 
 
 def by_cider(its: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -140,7 +150,7 @@ def apart(run: Subject, other: Subject, cards: Cards, few: int) -> dict[str, lis
     gain = {name: ours[name]["CIDEr"] - theirs[name]["CIDEr"] for name in ours}
     ranked = sorted(gain, key=lambda name: (-gain[name], name))
     chosen = {run.name: [name for name in ranked if gain[name] > 0], other.name: [name for name in ranked[::-1] if gain[name] < 0]}
-    return {better: [cards(name, [run, other]) for name in names[:few]] for better, names in chosen.items()}
+    return {better: [cards(name, [run.name, other.name]) for name in names[:few]] for better, names in chosen.items()}
 
 
 class CategoryRow(NamedTuple):
@@ -155,7 +165,7 @@ def category_rows(runs: Sequence[Subject], cards: Cards, examples: int = 4) -> d
     found = [failures(run.evaluated.captions, run.evaluated.references) for run in runs]
     rows = []
     for its in zip(*found):
-        shown = [cards(name, runs[:1], its[0].images[name]) for name in by_hash(its[0].images)[:examples]]
+        shown = [cards(name, [runs[0].name], its[0].images[name]) for name in by_hash(its[0].images)[:examples]]
         rows.append(CategoryRow(its[0].category.name, its[0].category.rule, [len(failure.images) for failure in its], shown))
     return {"rows": rows, "any": [len(in_any(its)) for its in found]}
 

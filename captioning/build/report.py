@@ -33,19 +33,24 @@ def write_report(path: Path, other: Path | None, *, out: Path | None, data_root:
     paths = [path] if other is None else [path, other]
     configs = [read_config(its) for its in paths]
     evaluated = [read_evaluated(its) for its in paths]  # before anything slow: it may not be there
-    there = evaluated[0].metrics.get("data", {}).get("root")  # evaluated elsewhere than trained
-    splits, problem = read_data(configs[0]["data"], data_root or (Path(there) if there else None))
-    records, wanted = splits.get(evaluated[0].metrics["split"], []), evaluated[0].references
-    its = [record for record in records if record.captions == wanted.get(record.image_id)]
-    if records and not its:
-        problem = f"the data in {data_root or there or configs[0]['data']['root']} has other references than were evaluated"
-    pictures = Pictures({record.image_id: record.path for record in its}, problem)
+    pictures = find_pictures(configs[0], evaluated[0], data_root)
     names = [its.resolve().name for its in paths]
     names = names if len(set(names)) == len(names) else [str(its) for its in paths]
     subjects = [subject(*its, where) for its in zip(names, paths, configs, evaluated)]
     file = out or path / "report.html"
     page.write(file, report(subjects[0], subjects[1] if other is not None else None, pictures, examples))
     return file
+
+
+def find_pictures(config: dict[str, Any], evaluated: results.Evaluated, data_root: Path | None) -> Pictures:
+    """Of the images that were evaluated, where the data still is and has the same references."""
+    there = evaluated.metrics.get("data", {}).get("root")  # evaluated elsewhere than trained
+    splits, problem = read_data(config["data"], data_root or (Path(there) if there else None))
+    records, wanted = splits.get(evaluated.metrics["split"], []), evaluated.references
+    its = [record for record in records if record.captions == wanted.get(record.image_id)]
+    if records and not its:
+        problem = f"the data in {data_root or there or config['data']['root']} has other references than were evaluated"
+    return Pictures({record.image_id: record.path for record in its}, problem)
 
 
 def read_data(node: dict[str, Any], root: Path | None) -> tuple[Splits, str]:
