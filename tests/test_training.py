@@ -16,12 +16,14 @@ from captioning.data.dataset import ReferenceBatches
 from captioning.data.vocabulary import Vocabulary
 from captioning.errors import UserError
 from captioning.models.decoders.base import DecoderOutput
+from captioning.models.standard import Standard, sums_of
 from captioning.training import checkpoint
 from captioning.training.averaging import AverageWeights
 from captioning.training.evaluate import measure
 from captioning.training.losses import CrossEntropy, cross_entropy
 from captioning.training.memory import forget_peak, peak_memory
 from captioning.training.schedules import Cosine, Plateau, Schedule, StepDecay
+from captioning.training.trainer import MEASURED
 
 ATTENTION = [*SMALL, "decoder.attention_size=8"]
 
@@ -419,3 +421,39 @@ def test_captions_taken_together_share_their_image_and_give_the_same_gradient(tr
     torch.testing.assert_close(*losses)
     for a, b in zip(together.model.parameters(), apart.model.parameters()):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_features_are_measured_once_before_the_first_step_and_kept(train):
+    trainer = train("decoder=lstm", *SMALL, "trainer.max_steps=1", "trainer.samples=0")
+    standard, looks_at = trainer.model.decoder.standard, trainer.model.decoder.looks_at
+    trainer.model.encoder.eval()
+    with torch.no_grad():
+        features = torch.cat([looks_at(trainer.model.encoder(batch.images)) for batch in trainer.batches.first(MEASURED)])
+    trainer.fit()
+    torch.testing.assert_close(standard.mean, features.mean(dim=0))
+    scaled = standard(features)
+    assert standard.measured == len(features) and scaled.std(dim=0, correction=0).max() < 1.001
+    measured = standard.mean.clone()
+    further = train("decoder=lstm", *SMALL, "trainer.max_steps=2", "trainer.samples=0")
+    further.batches.first = None  # nothing is measured again
+    further.fit()
+    assert torch.equal(further.model.decoder.standard.mean, measured)
+
+
+def test_features_of_any_scale_are_the_same_to_a_decoder():
+    x = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    a, b, still = Standard(4), Standard(4), Standard(4)
+    a.set(sums_of(x))
+    b.set(sums_of(x[:30] * 100 + 7) + sums_of(x[30:] * 100 + 7))  # in two parts, as two processes have them
+    torch.testing.assert_close(a(x), b(x * 100 + 7), atol=1e-3, rtol=1e-3)
+    x[:, 3] = 0.5 + 1e-6 * x[:, 3]
+    still.set(sums_of(x))
+    assert still(x)[:, 3].abs().max() < 0.01  # what hardly moves is not blown up
+    assert (still(x)[:, :3].std(dim=0, correction=0) - 1).abs().max() < 1e-3
+
+
+def test_validations_come_as_often_as_asked_and_at_the_end(train):
+    trainer = train("decoder=lstm", *SMALL, "trainer.epochs=5", "trainer.validate_every=2", "trainer.samples=0")
+    trainer.fit()
+    assert [point["epoch"] for point in trainer.progress.history] == [2, 4, 5]
+    assert train("decoder=lstm", *SMALL, "trainer.epochs=5", "trainer.validate_every=2", "trainer.samples=0").fit() is None
