@@ -45,12 +45,13 @@ def test_the_decoder_of_the_page_keeps_the_laws_with_the_pages_own_test_file(min
 
 
 @pytest.mark.parametrize("name", ["DotDecoder", "FastDotDecoder"])
-def test_the_decoder_of_the_page_trains_from_outside_the_package_and_its_run_stays_closed(name, mine, drawings, tmp_path):
+def test_the_decoder_of_the_page_trains_from_outside_the_package_and_its_run_stays_closed(name, mine, drawings, tmp_path, capsys):
     words = [*TINY, *CNN, *SMALL, *DOT, f"decoder._target_=dot.{name}", f"data.root={drawings}", f"run={tmp_path / 'run'}"]
     config = as_dict(composed("train", [*words, "trainer=smoke"]))
     check(config)
     trainer = Training(config).trainer(World(torch.device("cpu")))
     before = [parameter.detach().clone() for parameter in trainer.model.decoder.parameters()]
+    assert "nothing will open it again" in capsys.readouterr().out
     trainer.fit()
     moved = [not torch.equal(old, new) for old, new in zip(before, trainer.model.decoder.parameters())]
     assert trainer.progress.step == 2 and all(moved)

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from captioning.build.compose import as_dict, as_given
-from captioning.build.schema import TRAINING, check
+from captioning.build.schema import TRAINING, check, why_closed
 from captioning.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,6 +161,8 @@ class Training:
                 say(f"starting from {begins_with}: epoch {at['epoch']}, step {at['step']}, cider {at['metrics'].get('cider', 0):.3f}")
             elif not self.loss.reads_captions and self.start_from is None:
                 say("warning: what an untrained model says earns next to nothing: train with loss=cross_entropy first, then give start=RUN")
+            if closed := why_closed(self.config):
+                say(f"warning: {closed}; so this run can be trained, and nothing will open it again")
             say(f"{len(vocabulary)} words; {unknown:.1%} of the validation words are not among them; {trained / 1e6:.1f} M parameters")
         model.to(world.device)
         if settings.compile:

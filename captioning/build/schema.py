@@ -85,6 +85,14 @@ def locate(name: str, path: str) -> Any:
         raise UserError(f"{path}={name}: no such class or function") from None
 
 
+def why_closed(config: dict[str, Any]) -> str | None:
+    """Why nothing would open the run directory of this config, known before hours are spent on it."""
+    try:
+        check_targets(config)
+    except UserError as error:
+        return str(error)
+
+
 def check_targets(node: Any, path: str = "") -> None:
     """A config that came from a run directory may build this package's own things and torch's optimizers, and nothing else.
 
