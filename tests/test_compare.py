@@ -347,12 +347,22 @@ def test_csv_and_latex_and_markdown_hold_the_table(six):
     shown = tables.tables(comparison, costs(comparison))
     text = tables.latex(shown, comparison.warnings)
     bodies = re.findall(r"\\begin\{tabular\}\{(l(?:r+))\}\n\\toprule\n(.*?)\\bottomrule", text, flags=re.DOTALL)
-    assert len(bodies) == 4
+    assert len(bodies) == 5
     for (columns, body), table in zip(bodies, shown):
         lines = [line for line in body.splitlines() if line != r"\midrule"]
         assert len(lines) == len(table.rows) + 1 and all(len(re.split(r"(?<!\\)&", line)) == len(columns) for line in lines)
     grid = [line for line in tables.markdown(shown, []).splitlines() if line.startswith("|")]
-    assert len(grid) == 4 * 5 and all(len(re.split(r"(?<!\\)\|", line)) in (11, 10) for line in grid)
+    assert len(grid) == 5 * 5 and all(len(re.split(r"(?<!\\)\|", line)) in (11, 10, 7) for line in grid)
+
+
+def test_the_overview_has_every_metric_and_marks_what_is_found(six):
+    comparison = compared(six)
+    overview, *each = tables.tables(comparison, costs(comparison))[:-1]
+    assert len(overview.columns) == 2 + len(METRICS) and len(each) == len(METRICS)
+    for place, table in enumerate(each, start=2):
+        found = [row[7].endswith("*") for row in table.rows]
+        assert [row[place] for row in overview.rows] == [row[2] + "*" * is_found for row, is_found in zip(table.rows, found)]
+    assert any("*" in cell for row in overview.rows for cell in row)
 
 
 def test_names_are_escaped_in_every_form(six):
@@ -369,7 +379,7 @@ def test_names_are_escaped_in_every_form(six):
 def test_the_page_has_tables_figures_with_a_text_and_nothing_from_outside(six):
     comparison = compared(six)
     text = page(comparison, costs(comparison))
-    assert text.count("<svg") == text.count('role="img" aria-label="') == 7 and text.count("<table>") == 5
+    assert text.count("<svg") == text.count('role="img" aria-label="') == 7 and text.count("<table>") == 6
     assert "one seed only: attention" in text and str(six[0]) in text and "cider|tok:" in text
     assert not re.search(r'(?:src|href)="(?!#|data:)', text)
 

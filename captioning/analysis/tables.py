@@ -26,8 +26,20 @@ class Table(NamedTuple):
 
 
 def tables(comparison: Comparison, costs: Costs) -> list[Table]:
-    """One for each metric, and one of costs."""
-    return [*(metric_table(comparison, metric) for metric in comparison.lines), cost_table(comparison, costs)]
+    """All metrics at a glance if there are several, one table for each, and one of costs."""
+    overview = [overview_table(comparison)] if len(comparison.lines) > 1 else []
+    return [*overview, *(metric_table(comparison, metric) for metric in comparison.lines), cost_table(comparison, costs)]
+
+
+def overview_table(comparison: Comparison) -> Table:
+    """As papers print it: a row for each group, a column for each metric."""
+    names = [name_of(metric) + (" (lower is better)" if metric in LOWER_IS_BETTER else "") for metric in comparison.lines]
+    rows = [
+        [its[0].group, str(its[0].seeds), *(mean_of(line) + "*" * bool(line.is_found) for line in its)]
+        for its in zip(*comparison.lines.values())
+    ]
+    notes = [f"mean ± sd over seeds; * differs from {comparison.baseline}, p (Holm) below {LEVEL:g}; intervals are below"]
+    return Table(f"All metrics, x100 but for loss and perplexity: {comparison.about}", ["", "seeds", *names], rows, notes)
 
 
 def metric_table(comparison: Comparison, metric: str) -> Table:
@@ -46,8 +58,7 @@ def metric_table(comparison: Comparison, metric: str) -> Table:
 
 
 def cells(line: Line) -> list[str]:
-    spread = "" if line.sd is None else f" ± {line.sd:.2f}"
-    row = [line.group, str(line.seeds), f"{line.mean.value:.2f}{spread}", span(line.mean.interval)]
+    row = [line.group, str(line.seeds), mean_of(line), span(line.mean.interval)]
     if line.difference is None:
         return [*row, "baseline", "", "", "", ""]
     its, mark = line.difference, "*" if line.is_found else ""
@@ -94,6 +105,10 @@ def undominated(comparison: Comparison, costs: Costs) -> tuple[set[str], str]:
 def spent(cost: Cost) -> float:
     """Milliseconds a greedy caption, or FLOPs where nothing was timed."""
     return cost.flops if cost.greedy is None else 1000 * cost.greedy
+
+
+def mean_of(line: Line) -> str:
+    return f"{line.mean.value:.2f}" + ("" if line.sd is None else f" ± {line.sd:.2f}")
 
 
 def span(interval: tuple[float, float]) -> str:
