@@ -176,3 +176,28 @@ def test_a_compiled_loop_has_few_graphs_whatever_the_lengths_and_batches(attendi
 
 
 assert DIMS.grid != DIMS.pooled  # else a decoder that took the wrong one would pass
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_recurrence_begins_orthogonal_and_forget_gates_open(cell):
+    rnn = DECODERS[f"{cell}-read-2"]().rnn
+    for weight in (rnn.weight_hh_l0, rnn.weight_hh_l1):
+        for gate in weight.split(rnn.hidden_size):
+            torch.testing.assert_close(gate @ gate.T, torch.eye(rnn.hidden_size), atol=1e-5, rtol=0)
+    bias = (rnn.bias_ih_l0 + rnn.bias_hh_l0).unflatten(0, (-1, rnn.hidden_size))
+    assert bias.sum() == (rnn.hidden_size if cell == "lstm" else 0) and (cell != "lstm" or (bias[1] == 1).all())
+
+
+@pytest.mark.parametrize("name", ["attention-lstm", "adaptive"])
+def test_forget_gates_of_attending_decoders_begin_open(name):
+    """The second quarter (fifth) of the gates keeps the cell: with its bias far below 0, the cell forgets."""
+    decoder = DECODERS[name]().eval()
+    gates = decoder.from_word.bias.unflatten(0, (-1, 7))
+    assert (gates[1] == 1).all() and gates[0].abs().max() < 1
+    state = decoder.init_state(features(1))
+    state = state._replace(cell=torch.full_like(state.cell, 5.0))
+    with torch.no_grad():
+        kept = decoder.step(torch.tensor([4]), state)[1].cell.abs().mean()
+        gates[1].fill_(-20)
+        forgot = decoder.step(torch.tensor([4]), state)[1].cell.abs().mean()
+    assert kept > 2 > 1 > forgot

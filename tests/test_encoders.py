@@ -215,3 +215,23 @@ def test_images_taken_a_few_at_a_time_get_the_features_of_all_at_once(images):
     with torch.inference_mode():
         for parts, whole in zip(encoder(pictures), encoder.look(pictures)):
             torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_folder_gives_each_network_the_file_with_its_name(tmp_path):
+    state = get_model("resnet18", weights=None).state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    with pytest.raises(UserError, match="neither resnet34.safetensors nor resnet34.pth"):
+        encoder("resnet34", weights=str(tmp_path))
+    loaded = encoder(weights=str(tmp_path)).body.state_dict()
+    assert all(torch.equal(loaded[key], value) for key, value in state.items() if key in loaded and "num_batches" not in key)
+    body = type(encoder())
+    settings = {"name": "resnet18", "weights": str(tmp_path)}
+    assert body.frozen_weights(1, settings) == body.frozen_weights(2, settings | {"weights": str(tmp_path / "resnet18.pth")})
+
+
+def test_resnet50_caffe_is_resnet50_in_caffes_style():
+    from captioning.build.compose import as_dict, composed
+
+    words = ["run=x", "encoder.weights=none"]
+    caffe = as_dict(composed("train", ["encoder=resnet50_caffe", *words]))["encoder"]
+    assert caffe == as_dict(composed("train", ["encoder=resnet50", "encoder.style=caffe", *words]))["encoder"]
