@@ -185,8 +185,8 @@ def cautions(groups: Sequence[Group], baseline: str, lines: Mapping[str, Sequenc
     runs = {group.name: {member.run for member in group.members} for group in groups}
     if shared := [name for name, its in runs.items() if name != baseline and its & runs[baseline] and len(its | runs[baseline]) > 1]:
         found.append(
-            f"the same trained runs as in {baseline}: {', '.join(shared)}. Their seeds count as if they were others: unless a seed that does "
-            "well under one search does badly under the other, the interval is rather too wide than too narrow, and p too large"
+            f"the same trained runs as in {baseline}: {', '.join(shared)}. Their seeds count as if they were others: unless a seed that "
+            "does well under one search does badly under the other, the interval is rather too wide than too narrow, and p too large"
         )
     if len({repr(member.evaluated.metrics["search"]) for group in groups for member in group.members}) > 1:
         found.append("searches differ, costs do not know it: they are of greedy search and a beam of 3 for every group, and so is ◆")

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from captioning.analysis.results import Evaluated
 from captioning.errors import UserError, did_you_mean
 
-
 SEARCH = "eval.search"  # settings of the evaluation; those of `search` are of the run's validations, which chose its best checkpoint
 
 
