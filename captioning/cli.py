@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     report.add_argument("--device", default="auto")
 
     gallery = parts.add_parser("gallery", help="one HTML file of pictures chosen by a rule, with what each of the runs says of them")
-    gallery.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, evaluated on the same images")
+    gallery.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories or evaluations below them, of the same images")
     gallery.add_argument(
         "--images", type=int, default=24, metavar="N", help="the first N by the SHA-256 of the image's id (default: %(default)s)"
     )
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     cache.add_argument("--dir", type=Path, default=Path(os.environ.get("CAPTIONING_CACHE", "cache")), help="cache.dir of the runs")
 
     compare = parts.add_parser("compare", help="which is better and by how much: one table over runs, grouped by all but the seed")
-    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, trained and evaluated")
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories, or evaluations in folders below them")
     compare.add_argument("--metric", default="cider,bleu4,rouge_l", metavar="M,M", help="default: %(default)s")
     compare.add_argument("--by", default="", metavar="KEY,KEY", help="make groups by these settings alone, as in decoder,decoder.injection")
     compare.add_argument("--baseline", metavar="GROUP", help="a group's name in the table; default: the first run's group")

@@ -260,7 +260,7 @@ def run_compare(options: argparse.Namespace) -> None:
     device = find_device(options.device)
     by, metrics = (list(dict.fromkeys(filter(None, text.split(",")))) for text in (options.by, options.metric))
     groups = grouped(read_members(options.runs), by)
-    comparison = compare(groups, metrics, baseline=options.baseline, resamples=options.resamples, force=options.force)
+    comparison = compare(groups, metrics, by=by, baseline=options.baseline, resamples=options.resamples, force=options.force)
     comparison = comparison._replace(warnings=comparison.warnings + unfinished(comparison))
     costs = tables.Costs(*costs_of(groups, device, not options.no_timing))
     tables.show(tables.tables(comparison, costs))

@@ -3,6 +3,10 @@
 import csv
 import json
 import re
+import shutil
+import sys
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 
 from benchmarks.comparing import World, captions_of, drawn_population, simulate
 from captioning.analysis import cost, results, tables
-from captioning.analysis.bootstrap import Estimate, draw, estimate, holm
+from captioning.analysis.bootstrap import Estimate, Sample, draw, estimate, holm
 from captioning.analysis.compare import compare
 from captioning.analysis.comparison_page import page
 from captioning.analysis.cost import Cost, pareto
@@ -20,6 +24,7 @@ from captioning.analysis.grouping import grouped
 from captioning.build.compare import read_members
 from captioning.build.compose import as_dict, composed
 from captioning.build.evaluation import digest_of
+from captioning.build.program import run_program
 from captioning.build.runs import prepare
 from captioning.cli import main as captioning_command
 from captioning.data.records import Record
@@ -125,6 +130,22 @@ def test_differences_that_are_not_there_are_found_in_5_percent_and_those_that_ar
     assert min(some.covered.values()) > 1 - bound and abs(some.true["bleu4"]) > 0.02
 
 
+@pytest.mark.parametrize("shared", [0.5, 0.9])
+def test_two_searches_of_the_same_runs_that_do_not_differ_are_found_to_differ_in_5_percent_at_most(shared):
+    """Seeds do alike under both, as far as `shared` says, and so do seeds by images; that the runs are the same is not known."""
+    draws, seeds, images, many, found = np.random.default_rng(0), 3, 100, 400, 0
+
+    def twice(*shape):
+        common, own = draws.standard_normal(shape), draws.standard_normal((2, *shape))
+        return shared**0.5 * common + (1 - shared) ** 0.5 * own
+
+    for _ in range(many):
+        values = 0.5 * twice(seeds, 1) + twice(seeds, images) + draws.standard_normal(images)
+        values = values.reshape(2 * seeds, images)
+        found += estimate(Sample(values.mean(1), np.cov(values) / images, images), [0, 1, 2], [3, 4, 5]).p < 0.05
+    assert found / many <= 0.05
+
+
 # Runs
 
 WORDS = ["a", "dog", "runs", "in", "the", "red", "grass", "and", "two", "men", "sit", "on", "big", "blue", "chairs", "by", "water"]
@@ -140,25 +161,40 @@ def said(quality, seed):
     }
 
 
-def a_run(folder, *overrides, seed=1, quality=0.6, references=REFERENCES, search="beam", split="test", epochs=2):
+def a_run(folder, *overrides, seed=1, quality=0.6, references=REFERENCES, beam=3, split="test", epochs=2, weights=None):
     """A run directory that was never trained, but written as training and evaluation write it."""
     encoder = [] if any(word.startswith("encoder=") for word in overrides) else CNN
     config = as_dict(composed("train", [*TINY, *encoder, *SMALL, "trainer.epochs=2", f"run={folder}", f"seed={seed}", *overrides]))
     records = [Record(name, ROOT / name, texts, "here", []) for name, texts in references.items()]
-    prepare(folder, config, {"train": records}, Vocabulary.build(WORDS, 1), None, None)
-    captions = {name: text for name, text in said(quality, seed).items() if name in references}
-    result, about = grade(captions, prepared(references))
+    prepare(folder, config, {"train": records}, Vocabulary.build(WORDS, 1), weights, None)
+    result, _ = graded(said(quality, seed), references)
     spots = [
         {"epoch": n, "step": n, "seconds": 1.0, "train_loss": 1.0, **{k: v * n / 2 for k, v in result.metrics.items()}} for n in (1, 2)
     ]
     progress = {"epoch": epochs, "step": 2, "seconds": 60.0 + seed, "peak_memory": 2**30, "history": spots}
     for name in ("best", "last"):
         checkpoint.save(folder / name, tensors={}, state={"progress": progress})
-    found = {"_target_": "captioning.search.Beam", "beam_size": 3 if search == "beam" else 1}
-    evaluation = Evaluation(result.metrics | about, captions, {}, result)
-    about = {"split": split, "images": len(references), "search": found, "precision": "fp32", "checkpoint": digest_of(folder)}
-    results.write(folder, evaluation, references, about)
-    return folder
+    return searched(folder, folder, said(quality, seed), beam=beam, references=references, split=split)
+
+
+def graded(captions, references):
+    captions = {name: text for name, text in captions.items() if name in references}
+    result, about = grade(captions, prepared(references))
+    return result, Evaluation(result.metrics | about, captions, {}, result)
+
+
+@cache
+def search_of(*words):
+    return as_dict(composed("eval", ["run=any", *words]))["search"]
+
+
+def searched(run, out, captions, *, references=REFERENCES, split="test", beam=3, search=None):
+    """What eval.py writes that captions with this beam, or another search."""
+    search = search or search_of(f"search.beam_size={beam}")
+    _, evaluation = graded(captions, references)
+    about = {"split": split, "images": len(references), "search": search, "precision": "fp32", "checkpoint": digest_of(run)}
+    results.write(out, evaluation, references, about)
+    return out
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +207,7 @@ def six(tmp_path_factory):
 
 
 def compared(paths, *, by=(), metrics=METRICS, **more):
-    return compare(grouped(read_members(paths), by), metrics, resamples=200, **more)
+    return compare(grouped(read_members(paths), by), metrics, by=by, resamples=200, **more)
 
 
 def test_a_metric_that_is_not_there_not_named_or_not_a_number_is_refused_by_the_runs_name(tmp_path):
@@ -303,15 +339,101 @@ def test_images_are_matched_by_name_and_not_by_place(six, tmp_path):
     assert compared([six[0], turned]).lines["cider"][0].mean == plain
 
 
-def test_other_splits_are_refused_and_other_searches_said(six, tmp_path):
+def test_other_splits_are_refused(six, tmp_path):
     val = a_run(tmp_path / "val", "decoder=lstm", seed=4, split="val")
     with pytest.raises(UserError, match="val was evaluated on split=val, .* on split=test"):
         compared([six[0], val])
-    greedy = a_run(tmp_path / "greedy", "decoder=lstm", seed=4, search="greedy")
-    assert any(
-        "search differs" in warning and "Beam beam_size=3" in warning and "beam_size=1" in warning
-        for warning in compared([six[0], greedy]).warnings
-    )
+
+
+# Searches
+
+
+@pytest.fixture(scope="module")
+def beams(tmp_path_factory):
+    """Two architectures, two seeds, each run evaluated with a beam of 3 in its own folder, of 1 and 5 in others."""
+    root, found = tmp_path_factory.mktemp("beams"), []
+    for decoder, seed in [("lstm", 1), ("lstm", 2), ("attention", 1), ("attention", 2)]:
+        run = a_run(root / f"{decoder}-{seed}", f"decoder={decoder}", seed=seed)
+        others = [searched(run, run / f"beam{k}", said(0.55 + 0.02 * k, seed), beam=k) for k in (1, 5)]
+        found += [run, *others]
+    return found
+
+
+def test_searches_of_runs_are_groups_named_by_what_differs_and_nothing_where_they_are_alike(beams):
+    groups = grouped(read_members(beams))
+    assert [(group.name, len(group.members)) for group in groups] == [
+        (f"{decoder} beam_size={k}", 2) for decoder in ("lstm", "attention") for k in (3, 1, 5)
+    ]
+    assert [group.name for group in grouped(read_members(beams[1::3]))] == ["lstm", "attention"]
+
+
+def test_another_kind_of_search_names_its_group_and_another_search_in_training_is_no_search_of_the_evaluation(tmp_path):
+    run = a_run(tmp_path / "run", "decoder=lstm")
+    drawn = searched(run, run / "drawn", said(0.5, 1), search=search_of("search=sample"))
+    assert [group.name for group in grouped(read_members([run, drawn]))] == ["search=beam", "search=sample"]
+    other = a_run(tmp_path / "other", "decoder=lstm", "search.beam_size=5")
+    assert [group.name for group in grouped(read_members([run, other]))] == ["beam_size=3", "beam_size=5"]
+    five = searched(other, other / "five", said(0.5, 1), beam=5)
+    names = [group.name for group in grouped(read_members([run, five]))]
+    assert names == ["eval.search.beam_size=3 search.beam_size=3", "eval.search.beam_size=5 search.beam_size=5"]
+
+
+def test_an_evaluation_of_another_checkpoint_half_of_one_or_one_without_its_run_is_refused(tmp_path):
+    run = a_run(tmp_path / "run", "decoder=lstm")
+    beam = searched(run, run / "beam1", said(0.5, 1), beam=1)
+    assert read_members([beam])[0].run == str(run)
+    alone = searched(run, tmp_path / "alone", said(0.5, 1), beam=1)
+    with pytest.raises(UserError, match=f"{alone}: an evaluation, and {tmp_path} is not its run: python eval.py run=RUN out=RUN/alone"):
+        read_members([alone])
+    (beam / "metrics.json").unlink()
+    with pytest.raises(UserError, match=f"{beam}: not evaluated yet .*python eval.py run={run} out={beam}, with the search"):
+        read_members([beam])
+    searched(run, beam, said(0.5, 1), beam=1)
+    checkpoint.save(run / "best", tensors={}, state={"progress": {"epoch": 3}})
+    with pytest.raises(UserError, match=f"{beam}: the checkpoint of {run} is another than the one evaluated: .* out={beam}, with"):
+        read_members([beam])
+
+
+def test_searches_of_one_run_are_no_seeds_of_it(beams):
+    with pytest.raises(UserError, match="lstm-1 and .*lstm-1/beam1 are evaluations of one run, and are no two seeds"):
+        compared(beams, by=["decoder"])
+    assert any("of one run" in warning for warning in compared(beams, by=["decoder"], force=True).warnings)
+    copy = searched(beams[0], beams[0] / "again", said(0.6, 1))
+    with pytest.raises(UserError, match="lstm-1 and .*lstm-1/again are evaluations of one run"):
+        compared([beams[0], copy])
+
+
+def test_searches_that_by_leaves_out_are_said_and_others_are_not(beams):
+    mixed = [*beams[0::3][:2], *beams[1::3][2:]]  # lstm with a beam of 3, attention with one of 1
+    note = "captions were not made alike, which --by leaves out: eval.search.beam_size differs"
+    (warning,) = [warning for warning in compared(mixed, by=["decoder"]).warnings if warning.startswith(note)]
+    assert f"{mixed[0]} (3), {mixed[2]} (1)" in warning
+    for by, paths in [((), mixed), (("decoder", "eval.search.beam_size"), mixed), (("decoder",), beams[1::3])]:
+        assert not any("made alike" in warning for warning in compared(paths, by=by).warnings)
+
+
+def test_groups_of_the_same_runs_are_said_to_share_their_seeds_and_costs_not_to_know_the_search(beams):
+    warnings = compared(beams).warnings
+    (shared,) = [warning for warning in warnings if warning.startswith("the same trained runs as in lstm beam_size=3: ")]
+    assert "lstm beam_size=1, lstm beam_size=5." in shared and "attention" not in shared
+    assert any("searches differ, costs do not know it" in warning for warning in warnings)
+    for paths in (beams[1::3], beams[:3]):  # one search; one seed, which is all there is to either
+        assert not any("same trained runs" in warning for warning in compared(paths).warnings)
+    assert not any("searches differ" in warning for warning in compared(beams[1::3]).warnings)
+
+
+def test_weights_of_one_name_are_told_apart_by_what_is_in_them(tmp_path):
+    def run(name, place, weights, seed):
+        return a_run(tmp_path / name, "encoder=resnet18", f"encoder.weights={tmp_path}/{place}", seed=seed, weights=weights)
+
+    folders = [
+        run("a", "here/pretrained", "a" * 64, 1),
+        run("b", "there/pretrained", "a" * 64, 2),
+        run("c", "else/pretrained", "b" * 64, 3),
+    ]
+    assert [len(group.members) for group in grouped(read_members(folders))] == [2, 1]
+    none = [a_run(tmp_path / f"n{n}", "encoder=resnet18", "encoder.weights=none", seed=n, weights=f"seed {n}") for n in (1, 2)]
+    assert [len(group.members) for group in grouped(read_members(none))] == [2]
 
 
 def test_a_run_that_is_not_evaluated_or_not_trained_is_refused_by_name(six, tmp_path):
@@ -422,6 +544,27 @@ def test_the_command_compares_trained_runs_and_writes_every_form(trained, tmp_pa
     with pytest.raises(SystemExit) as ended:
         captioning_command(["compare", *trained, "--out", str(tmp_path / "table.pdf")])
     assert ended.value.code == 2 and "must end in .csv, .md, .tex, .html" in capsys.readouterr().err
+
+
+def test_every_search_of_a_pattern_of_runs_is_evaluated_by_one_command_and_compared_at_the_cost_of_its_run(
+    trained, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cost, "ROUNDS", 2)
+    for run in trained[:2]:
+        shutil.copytree(run, tmp_path / "runs" / Path(run).name)
+    words = ["-m", "run=runs/lstm-*", "search.beam_size=1,2", "out=${run}/beam${search.beam_size}", "show=0", "device=cpu"]
+    monkeypatch.setattr(sys, "argv", ["eval.py", *words])
+    run_program("eval")
+    assert "4 members: 4 finished now" in capsys.readouterr().out
+    paths = sorted(map(str, Path("runs").glob("lstm-*/beam*")))
+    assert paths == [f"runs/lstm-{seed}/beam{k}" for seed in (1, 2) for k in (1, 2)]
+    captioning_command(["compare", *paths, "--metric", "cider", "--out", "table.csv", "--device", "cpu", "--resamples", "200"])
+    one, two = csv.DictReader(Path("table.csv").read_text().splitlines())
+    assert (one["group"], two["group"], one["seeds"]) == ("beam_size=1", "beam_size=2", "2")
+    assert all(one[key] == two[key] for key in ("parameters", "training_s", "greedy_ms", "beam_ms")) and float(one["greedy_ms"]) > 0
+    run_program("eval")
+    assert "0 finished now, 4 were finished before" in capsys.readouterr().out
 
 
 def test_without_timing_there_are_no_times_and_flops_stand_for_the_cost(trained, capsys):

@@ -16,6 +16,8 @@ from captioning.analysis.gallery import GalleryRun, gallery
 from captioning.analysis.grouping import Member, grouped, labels
 from captioning.analysis.page import number
 from captioning.analysis.results import Evaluated
+from captioning.build.compose import composed
+from captioning.build.evaluation import evaluate
 from captioning.cli import main as captioning_command
 from captioning.errors import UserError
 from captioning.training.evaluate import grade, prepare
@@ -135,10 +137,19 @@ def test_runs_are_shown_by_the_command_without_a_model_and_are_told_apart_by_the
     assert "none: no such folder" in text and "--data-root" in text and "<img" not in text
 
 
+def test_a_run_and_another_search_of_it_stand_below_one_picture(evaluated_run, tmp_path):
+    run = shutil.copytree(evaluated_run, tmp_path / "run")
+    evaluate(composed("eval", [f"run={run}", f"out={run}/beam1", "search.beam_size=1", "show=0", "device=cpu"]))
+    captioning_command(["gallery", str(run / "beam1"), str(run), "--images", "2"])
+    text = (run / "beam1" / "gallery.html").read_text()
+    assert re.findall(r'<p class="who">.*?</span>(.*?)</p>', text)[:2] == ["beam_size=1", "beam_size=3"]
+    assert text.count("<img") == 2 and "Beam: beam_size 1" in text
+
+
 def test_no_two_runs_have_one_label():
     its = told("good", GOOD).evaluated
     runs = [
-        Member(path, seed, {"decoder": cell}, {}, its, {}, "")
+        Member(path, path, seed, {"decoder": cell}, {}, its, {}, "")
         for path, seed, cell in zip("abcd", (1, 1, 2, 1), ("gru", "gru", "gru", "rnn"))
     ]
     assert labels(grouped(runs)) == {"a": "gru seed=1 (a)", "b": "gru seed=1 (b)", "c": "gru seed=2", "d": "rnn"}

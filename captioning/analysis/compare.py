@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from captioning.analysis.bootstrap import LEVEL, MOST_SEEDS, Estimate, draw, estimate, holm
-from captioning.analysis.grouping import Group, Member, again, pooled
+from captioning.analysis.grouping import SEARCH, Group, Member, again, pooled
 from captioning.analysis.plots import name_of, scale_of
 from captioning.errors import UserError, did_you_mean
 from captioning.metrics.results import Columns
@@ -42,9 +42,15 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    groups: Sequence[Group], metrics: Sequence[str], *, baseline: str | None = None, resamples: int = 2000, force: bool = False
+    groups: Sequence[Group],
+    metrics: Sequence[str],
+    *,
+    by: Sequence[str] = (),
+    baseline: str | None = None,
+    resamples: int = 2000,
+    force: bool = False,
 ) -> Comparison:
-    """baseline: a group's name; by default the first group, which is not chosen by its results.
+    """by: the settings that made the groups. baseline: a group's name; by default the first group, which is not chosen by its results.
 
     UserError for runs that are not to be compared; with `force`, a warning where they can be compared all the same.
     """
@@ -63,7 +69,7 @@ def compare(
                 raise UserError(f"--metric {metric}: no such metric in {member.path}.{did_you_mean(metric, its)}")
             if not np.isfinite(its[metric]):
                 raise UserError(f"--metric {metric}: it is {its[metric]} for {member.path}; leave that run or this metric out")
-    warnings = [*differences(members, metrics, force), *twice(groups, force)]
+    warnings = [*differences(members, metrics, force), *other_searches(members, by), *twice(groups, force)]
     columns, images = aligned(members)
     if images < 2:
         raise UserError(f"{members[0].path}: evaluated on one image; comparing needs two at least")
@@ -111,26 +117,31 @@ def differences(members: Sequence[Member], metrics: Sequence[str], force: bool) 
                 if not force:
                     raise UserError(f"{text}: not to be compared (--force does)")
                 found.append(text)
-        for key in ("search", "precision"):
-            if mine.get(key) != its.get(key):
-                what = ", ".join(f"{name} ({in_words(it.get(key))})" for name, it in ((first.path, mine), (member.path, its)))
-                found.append(f"captions were not made alike, {key} differs: {what}")
+        if mine.get("precision") != its.get("precision"):
+            what = ", ".join(f"{name} ({it.get('precision')})" for name, it in ((first.path, mine), (member.path, its)))
+            found.append(f"captions were not made alike, precision differs: {what}")
     return found
 
 
-def in_words(settings: object) -> str:
-    """`Beam beam_size=3 n_best=1`."""
-    if not isinstance(settings, Mapping):
-        return str(settings)
-    kind = str(settings.get("_target_", "")).rpartition(".")[2]
-    return " ".join(filter(None, [kind, *(f"{key}={value}" for key, value in settings.items() if key != "_target_")]))
+def other_searches(members: Sequence[Member], by: Sequence[str]) -> list[str]:
+    """Other searches are other groups and their names say so, unless `by` leaves them out."""
+    first = members[0]
+    keys = sorted({key for member in members for key in member.settings if key.startswith(SEARCH) and not key.endswith("_target_")})
+    for key in keys:
+        other = next((member for member in members if member.settings.get(key) != first.settings.get(key)), None)
+        if other and by and key not in by:
+            what = ", ".join(f"{member.path} ({member.settings.get(key)})" for member in (first, other))
+            return [f"captions were not made alike, which --by leaves out: {key} differs: {what}"]
+    return []
 
 
 def twice(groups: Sequence[Group], force: bool) -> list[str]:
     found = []
     for group in groups:
         if pair := again(group):
-            text = f"{pair[0].path} and {pair[1].path} have the same settings and seed={pair[0].seed}, and are no two seeds"
+            one, other = pair
+            alike = "are evaluations of one run" if one.run == other.run else f"have the same settings and seed={one.seed}"
+            text = f"{one.path} and {other.path} {alike}, and are no two seeds"
             if not force:
                 raise UserError(f"{text}: give one of them (--force takes both)")
             found.append(text)
@@ -171,6 +182,14 @@ def cautions(groups: Sequence[Group], baseline: str, lines: Mapping[str, Sequenc
                 found.append(f"{name}: the seeds of {line.group} and {baseline} do not spread alike: the p between them may be too small")
         if below := [line for line in its if line.is_below_resolution]:
             found.append(f"{name}: less than this data can resolve: {'; '.join(map(in_words_of, below))}")
+    runs = {group.name: {member.run for member in group.members} for group in groups}
+    if shared := [name for name, its in runs.items() if name != baseline and its & runs[baseline] and len(its | runs[baseline]) > 1]:
+        found.append(
+            f"the same trained runs as in {baseline}: {', '.join(shared)}. Their seeds count as if they were others: unless a seed that "
+            "does well under one search does badly under the other, the interval is rather too wide than too narrow, and p too large"
+        )
+    if len({repr(member.evaluated.metrics["search"]) for group in groups for member in group.members}) > 1:
+        found.append("searches differ, costs do not know it: they are of greedy search and a beam of 3 for every group, and so is ◆")
     machines = {group.name: sorted({member.machine for member in group.members}) for group in groups}
     if len({machine for its in machines.values() for machine in its}) > 1:
         found.append("trained on different machines: training times and memory do not compare")

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed are a group, and a group is named by what tells it from the others."""
+"""Evaluated runs that differ in nothing but their seed are a group, and a group is named by what tells it from the others."""
 
 import re
 from collections import Counter
@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 from captioning.analysis.results import Evaluated
 from captioning.errors import UserError, did_you_mean
 
+SEARCH = "eval.search"  # settings of the evaluation; those of `search` are of the run's validations, which chose its best checkpoint
+
 
 class Member(NamedTuple):
-    """A run that was trained and evaluated."""
+    """An evaluation of a trained run."""
 
-    path: str
+    path: str  # the run's, or that of a folder in it for another evaluation
+    run: str  # one for all evaluations of the same weights
     seed: int
     settings: dict[str, Any]  # `decoder`: the choice; `decoder.injection` ...: every key in it. Only those that make a run another one
     usual: dict[str, Any]  # what these choices have for the keys if nothing else is said
@@ -101,11 +104,10 @@ def pooled(group: Group) -> list[str]:
 
 
 def again(group: Group) -> tuple[Member, Member] | None:
-    """Two runs of the same settings and seed: one run twice, which says nothing of seeds."""
+    """Two evaluations of one run, or two runs of the same settings and seed: one run twice, which says nothing of seeds."""
     seen: dict[str, Member] = {}
     for member in group.members:
-        key = repr((member.seed, sorted(member.settings.items(), key=lambda item: item[0])))
-        if key in seen:
-            return seen[key], member
-        seen[key] = member
+        for key in (member.run, repr((member.seed, sorted(member.settings.items(), key=lambda item: item[0])))):
+            if seen.setdefault(key, member) is not member:
+                return seen[key], member
     return None

@@ -36,14 +36,15 @@ def write(folder: Path, evaluation: Evaluation, references: Mapping[str, Sequenc
         raise UserError(f"out={folder}: cannot be written ({error.strerror})") from None
 
 
-def read(folder: Path) -> Evaluated:
-    """UserError where there is no whole evaluation."""
+def read(folder: Path, command: str = "") -> Evaluated:
+    """command: what makes it. UserError where there is no whole evaluation."""
+    command = command or f"python eval.py run={folder}"
     if not (folder / "metrics.json").is_file() or not (folder / "scores.json").is_file():
-        raise UserError(f"{folder}: not evaluated yet (no scores.json): python eval.py run={folder}")
+        raise UserError(f"{folder}: not evaluated yet (no scores.json): {command}")
     try:
         metrics, captions, references = (
             json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("metrics", "captions", "references")
         )
         return Evaluated(metrics, Result.load(folder / "scores.json"), captions, references)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: its evaluation cannot be read ({error}): python eval.py run={folder}") from None
+        raise UserError(f"{folder}: its evaluation cannot be read ({error}): {command}") from None

@@ -1,4 +1,4 @@
-"""Run directories to what `captioning compare` compares: settings, evaluations, and models to be timed."""
+"""Runs, and evaluations in folders of theirs, to what `captioning compare` compares: settings, captions' scores, and models to be timed."""
 
 import re
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from PIL import Image
 
 from captioning.analysis.compare import Comparison
 from captioning.analysis.cost import Captioner, Cost, cost_of, timed
-from captioning.analysis.grouping import Group, Member
-from captioning.build.evaluation import read_evaluated
+from captioning.analysis.grouping import SEARCH, Group, Member
+from captioning.build.evaluation import read_evaluated, run_of
 from captioning.build.help import CONFIGS
 from captioning.build.objects import make_data
 from captioning.build.runs import MAY_CHANGE, flat, load_run, read_config, read_env
@@ -29,25 +29,31 @@ PICTURES = 10
 
 
 def read_members(paths: Sequence[Path]) -> list[Member]:
-    """UserError for what is not a whole, evaluated run."""
+    """UserError for what is neither a whole, evaluated run nor an evaluation of one."""
     return [read_member(path) for path in dict.fromkeys(map(Path, paths))]
 
 
 def read_member(path: Path) -> Member:
-    config, env = read_config(path), read_env(path)
-    if checkpoint.find(path / "best") is None:
-        raise UserError(f"{path}: not trained to a first validation yet (no best checkpoint): train it on with the command that began it")
-    evaluated = read_evaluated(path)
-    last = checkpoint.find(path / "last")
+    run = run_of(path)
+    config, env = read_config(run), read_env(run)
+    if checkpoint.find(run / "best") is None:
+        raise UserError(f"{run}: not trained to a first validation yet (no best checkpoint): train it on with the command that began it")
+    evaluated = read_evaluated(run, path if path != run else None)
+    last = checkpoint.find(run / "last")
     progress = checkpoint.load_state(last)["progress"] if last else {}
     settings, usual = settings_of(config), {}
-    if isinstance(settings.get("encoder.weights"), str) and "." in settings["encoder.weights"]:
-        settings["encoder.weights.sha256"] = str(env["encoder"])[:8]  # files of one name need not be one file
+    if env["encoder"] and config["encoder"].get("weights") not in (None, "none", "imagenet"):
+        settings["encoder.weights.sha256"] = env["encoder"][:8]  # files and folders of one name need not be one
     for node, its in config.items():
         if isinstance(its, dict):
             settings[node], choice = choice_of(node, its)
             usual |= {f"{node}.{key}": value for key, value in choice.items()}
-    return Member(str(path), config["seed"], settings, usual, evaluated, progress, str(env.get("cuda") or env.get("platform")))
+    search = evaluated.metrics["search"]
+    settings |= {f"{SEARCH}.{key}": value for key, value in flat(search).items()}
+    settings[SEARCH], choice = choice_of("search", search)
+    usual |= {f"{SEARCH}.{key}": value for key, value in choice.items()}
+    machine = str(env.get("cuda") or env.get("platform"))
+    return Member(str(path), str(run.resolve()), config["seed"], settings, usual, evaluated, progress, machine)
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
@@ -88,11 +94,12 @@ def choices(node: str) -> dict[str, dict[str, Any]]:
 def costs_of(groups: Sequence[Group], device: torch.device, timing: bool) -> tuple[dict[str, Cost], str]:
     """What each group's first run costs, and in words what times were taken of and where (empty without timing)."""
     encoders: dict[str, Encoder] = {}
-    captioners = {group.name: captioner_of(group.members[0], encoders) for group in groups}
+    runs = {group.name: group.members[0].run for group in groups}  # groups of other searches may have one in common
+    captioners = {run: captioner_of(Path(run), encoders) for run in dict.fromkeys(runs.values())}
     costs = {}
     for group in groups:
         words = float(np.mean([member.evaluated.metrics["length"] for member in group.members]))
-        costs[group.name] = cost_of(captioners[group.name], words, [member.progress for member in group.members])
+        costs[group.name] = cost_of(captioners[runs[group.name]], words, [member.progress for member in group.members])
     if not timing:
         return costs, ""
     pictures, which = pictures_for(groups[0].members[0])
@@ -101,12 +108,11 @@ def costs_of(groups: Sequence[Group], device: torch.device, timing: bool) -> tup
     times = timed(captioners, pictures)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads of this CPU"
     about = f"ms an image: from {which} to its caption, one at a time, medians of rounds in turn on {where}; they hold for this machine"
-    return {name: cost._replace(**times[name]) for name, cost in costs.items()}, about
+    return {name: cost._replace(**times[runs[name]]) for name, cost in costs.items()}, about
 
 
-def captioner_of(member: Member, encoders: dict[str, Encoder]) -> Captioner:
+def captioner_of(path: Path, encoders: dict[str, Encoder]) -> Captioner:
     """Runs with the same frozen encoder share it: a dozen times VGG would not fit every memory."""
-    path = Path(member.path)
     env, settings = read_env(path), read_config(path)["encoder"]
     key = repr((env["encoder"], {name: value for name, value in settings.items() if name != "weights"}))
     shared = encoders.get(key) if env["encoder"] else None
@@ -119,7 +125,7 @@ def captioner_of(member: Member, encoders: dict[str, Encoder]) -> Captioner:
 
 def pictures_for(member: Member) -> tuple[list[Image.Image], str]:
     """The first test pictures where they still are, or else noise."""
-    config = read_config(Path(member.path))
+    config = read_config(Path(member.run))
     split = member.evaluated.metrics["split"]
     try:
         data = make_data(config)
@@ -134,7 +140,7 @@ def pictures_for(member: Member) -> tuple[list[Image.Image], str]:
 def unfinished(comparison: Comparison) -> list[str]:
     """Runs that stopped before the epochs that their config asks for, without having been told to."""
     found = []
-    for member in (member for group in comparison.groups for member in group.members):
+    for member in {member.run: member for group in comparison.groups for member in group.members}.values():
         epochs, patience, steps = (member.settings.get(f"trainer.{key}") for key in ("epochs", "patience", "max_steps"))
         at = member.progress
         if at and not patience and at.get("epoch", 0) < (epochs or 0) and not (steps and at.get("step", 0) >= steps):

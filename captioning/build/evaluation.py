@@ -105,14 +105,26 @@ def digest_of(run: Path) -> str | None:
     return checkpoint.sha256(folder / "manifest.json")[:16] if folder and (folder / "manifest.json").exists() else None
 
 
-def read_evaluated(run: Path) -> "results.Evaluated":
-    """UserError where the run was not evaluated, or was trained on since."""
+def read_evaluated(run: Path, folder: Path | None = None) -> "results.Evaluated":
+    """folder: that evaluation of the run, if not the one in the run itself. UserError where the run was not evaluated, or was trained on
+    since."""
     from captioning.analysis import results
 
-    evaluated = results.read(run)
+    command = f"python eval.py run={run}" + (f" out={folder}, with the search that it is of" if folder else "")
+    evaluated = results.read(folder or run, command)
     if evaluated.metrics.get("checkpoint") != digest_of(run):
-        raise UserError(f"{run}: its checkpoint is another than the one evaluated: python eval.py run={run}")
+        its = f"{folder}: the checkpoint of {run}" if folder else f"{run}: its checkpoint"
+        raise UserError(f"{its} is another than the one evaluated: {command}")
     return evaluated
+
+
+def run_of(path: Path) -> Path:
+    """The run that a folder in it is another evaluation of (`eval.py run=RUN out=RUN/beam1`); anything else is taken for a run itself."""
+    if (path / "config.yaml").is_file() or not any((path / name).is_file() for name in ("metrics.json", "captions.json")):
+        return path
+    if not (path.parent / "config.yaml").is_file():
+        raise UserError(f"{path}: an evaluation, and {path.parent} is not its run: python eval.py run=RUN out=RUN/{path.name}")
+    return path.parent
 
 
 def evaluation_of(settings: dict[str, Any], run: Path) -> dict[str, Any]:
