@@ -47,7 +47,7 @@ TRAIN = {
     "a fraction for a count": (["trainer.epochs=2.5"], ["trainer.epochs=2.5", "integer"]),
     "a word for a flag": (["trainer.compile=perhaps"], ["trainer.compile=perhaps", "boolean"]),
     "an unknown precision": (["trainer.precision=fp8"], ["trainer.precision=fp8", "'fp32', 'bf16' or 'fp16'"]),
-    "an unknown injection": (["decoder=lstm", "decoder.injection=middle"], ["decoder.injection=middle", "'init', 'pre', 'par' or 'merge'"]),
+    "an unknown injection": (["decoder=lstm", "decoder.injection=middle"], ["decoder.injection=middle", "'init', 'pre', 'par', 'merge', 'pre_par', 'add' or 'read'"]),
     "an unknown metric": (["trainer.monitor=blue4"], ["trainer.monitor=blue4", "Did you mean bleu4"]),
     "a beam of none": (["search.beam_size=0"], ["search.beam_size=0", "greater than or equal to 1"]),
     "a negative seed": (["seed=-1"], ["seed=-1", "greater than or equal to 0"]),
