@@ -9,6 +9,7 @@ from captioning.analysis.results import Evaluated
 from captioning.errors import UserError, did_you_mean
 
 SEARCH = "eval.search"  # settings of the evaluation; those of `search` are of the run's validations, which chose its best checkpoint
+WEIGHTS = "encoder.weights.sha256"  # of a file or folder
 
 
 class Member(NamedTuple):
@@ -80,6 +81,9 @@ def differs(members: Sequence[Member], key: str, by: Sequence[str]) -> bool:
     values = [member.settings[key] for member in members if key in member.settings]
     if key.endswith("_target_") or all(value == values[0] for value in values):
         return False
+    if key == WEIGHTS:  # of another encoder they are others anyway
+        known = {(member.settings.get("encoder"), member.settings[key]) for member in members if key in member.settings}
+        return len(known) > len({encoder for encoder, _ in known})
     if by or "." not in key:
         return True
     return any(key in member.settings and member.settings[key] != member.usual.get(key) for member in members)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from captioning.analysis.compare import Comparison
 from captioning.analysis.cost import Captioner, Cost, cost_of, timed
-from captioning.analysis.grouping import SEARCH, Group, Member
+from captioning.analysis.grouping import SEARCH, WEIGHTS, Group, Member
 from captioning.build.evaluation import read_evaluated, run_of
 from captioning.build.help import CONFIGS
 from captioning.build.objects import make_data
@@ -43,7 +43,7 @@ def read_member(path: Path) -> Member:
     progress = checkpoint.load_state(last)["progress"] if last else {}
     settings, usual = settings_of(config), {}
     if env["encoder"] and config["encoder"].get("weights") not in (None, "none", "imagenet"):
-        settings["encoder.weights.sha256"] = env["encoder"][:8]  # files and folders of one name need not be one
+        settings[WEIGHTS] = env["encoder"][:8]  # files and folders of one name need not be one
     for node, its in config.items():
         if isinstance(its, dict):
             settings[node], choice = choice_of(node, its)
