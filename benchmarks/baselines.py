@@ -102,7 +102,7 @@ class PlainRecurrent(nn.Module):
 
     def __init__(self, decoder: RecurrentDecoder):
         super().__init__()
-        assert decoder.injection == "init" and decoder.layers == 1
+        assert decoder.injection == "init" and decoder.layers == 1 and isinstance(decoder.image, nn.Linear)
         V, E = decoder.words.vectors.weight.shape
         H = decoder.rnn.hidden_size
         self.has_cell = decoder.has_cell

@@ -56,7 +56,7 @@ def flops_of(decoder: Decoder, dims: FeatureDims, sizes: Sizes) -> Flops:
     image, inside = products(decoder.image), products(decoder.rnn)
     after = inside if decoder.has_first_word else 0  # once an image, on what has a gradient
     if isinstance(decoder.image, nn.RNNBase):  # it reads N cells; only the first layer's input is a feature
-        on_cell = decoder.image.weight_ih_l0.numel()
+        on_cell = decoder.image.get_parameter("weight_ih_l0").numel()
         image, after = N * on_cell, N * (image - on_cell)
     return Flops(2 * B * image, 2 * B * after, 2 * words * (inside + products(decoder.deep) + out))
 

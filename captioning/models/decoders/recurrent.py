@@ -10,12 +10,13 @@ from captioning.kinds import Count, Dropout
 from captioning.models.decoders.base import Decoder, DecoderOutput, Words, beside, repeated
 from captioning.models.features import FeatureDims, ImageFeatures
 
+Cell = nn.LSTM | nn.GRU | nn.RNN
 CELLS = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn": nn.RNN}
 FORGET = 1  # the place of the forget gate among those of nn.LSTM
 
 
 @torch.no_grad()
-def remembering(rnn: nn.RNNBase) -> nn.RNNBase:
+def remembering(rnn: Cell) -> Cell:
     """A start from which what was read first, often the image, is not forgotten after a few words: orthogonal recurrence, gate by gate
     (Saxe et al. 2014), and an LSTM whose forget gate is open (Gers et al. 2000; Jozefowicz et al. 2015)."""
     for name, weight in rnn.named_parameters():
@@ -59,7 +60,7 @@ class RecurrentDecoder(Decoder):
         self.injection, self.layers, self.has_cell = injection, layers, cell == "lstm"
         self.has_first_word, self.has_companion = "pre" in injection, "par" in injection
 
-        def recurrent(input_size: int) -> nn.RNNBase:
+        def recurrent(input_size: int) -> Cell:
             dropped = dropout if layers > 1 else 0.0
             return remembering(CELLS[cell](input_size, hidden_size, layers, batch_first=True, dropout=dropped))
 
@@ -72,7 +73,7 @@ class RecurrentDecoder(Decoder):
         self.words = Words(vocab_size, embedding_size, inner_size, dropout=dropout, tied=tied)
 
     def init_state(self, features: ImageFeatures) -> RecurrentState:
-        if isinstance(self.image, nn.RNNBase):
+        if not isinstance(self.image, nn.Linear):
             cells = self.standard(features.grid)
             hidden = cells.new_zeros(len(cells), self.layers, self.rnn.hidden_size)
             return self.run(self.image, cells, RecurrentState((), hidden, hidden if self.has_cell else hidden[:, :, :0]))[1]
@@ -107,7 +108,7 @@ class RecurrentDecoder(Decoder):
     def beside_words(self, x: Tensor, state: RecurrentState) -> Tensor:
         return beside(state.memory[0], x) if self.has_companion else x
 
-    def run(self, rnn: nn.RNNBase, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def run(self, rnn: Cell, x: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         usable = x.device.type != "cpu" or torch.get_autocast_dtype("cpu") != torch.float16  # a CPU has no cells in fp16
         dtype = x.dtype if usable else torch.float32
         before = [part.transpose(0, 1).to(dtype).contiguous() for part in (state.hidden, state.cell)]
