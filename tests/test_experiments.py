@@ -73,7 +73,6 @@ SYSTEMS = {  # experiment: its encoder, and the layers that make it what it is
 V = 9
 SETTINGS = {  # what an experiment sets beside encoder, cell and injection
     "show_attend_tell": ["loss.doubly_stochastic"],
-    "merge_vgg16": ["decoder.hidden_size", "decoder.embedding_size"],
     "finetune_attention": ["data.captions_together"],
     "scst": ["start", "loss.", "scheduler.", "optimizer.lr", "trainer.epochs"],
 }

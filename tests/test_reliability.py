@@ -401,6 +401,8 @@ def test_a_skipped_step_is_as_if_its_batch_had_not_been(train, tmp_path):
     poisoned(trainer, 1, "loss")
     trainer.fit()
     plain = train(*LSTM, "decoder.dropout=0", "trainer.max_steps=4", "optimizer=sgd", run=tmp_path / "plain")
+    plain.measure_features()
+    plain.model.train()
     batches, losses = list(plain.batches.epoch(0)), []
     for number in (0, 1, 3):
         plain.progress.step = number

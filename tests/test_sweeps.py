@@ -237,7 +237,7 @@ def test_eval_takes_a_pattern_skips_what_it_has_and_a_failing_run_stops_no_other
 
 SEARCH = [
     "hparams_search=optuna", "hparams_search.trials=3", "trainer.epochs=2", "trainer.monitor=loss", "trainer.checkpoint_every=5",
-    "~hparams_search.pruner", "+hparams_search.pruner={_target_: optuna.pruners.ThresholdPruner, upper: 3.9}",
+    "~hparams_search.pruner", "+hparams_search.pruner={_target_: optuna.pruners.ThresholdPruner, upper: 3.94}",
     "+hparams_search.space={decoder.dropout: null, trainer.log_every: {choices: [1, 2]}}",
 ]  # fmt: skip
 
