@@ -433,6 +433,8 @@ def test_features_are_measured_once_before_the_first_step_and_kept(train):
     torch.testing.assert_close(standard.mean, features.mean(dim=0))
     scaled = standard(features)
     assert standard.measured == len(features) and scaled.std(dim=0, correction=0).max() < 1.001
+    trainer.model.train()
+    assert trainer.step.guard.moving() == []  # no step watches what does not move
     measured = standard.mean.clone()
     further = train("decoder=lstm", *SMALL, "trainer.max_steps=2", "trainer.samples=0")
     further.batches.first = None  # nothing is measured again

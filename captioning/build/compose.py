@@ -79,8 +79,7 @@ def in_plain_words(error: Exception, name: str, overrides: list[str]) -> str:
         parent, _, last = key.rpartition(".")
         node = OmegaConf.select(composed(name, choices_in(overrides, groups)), parent) if parent else None
         known = list(node) if isinstance(node, DictConfig) else [*groups, *composed(name, [])]
-        known = [str(word) for word in known if not str(word).startswith("_") and word != "hydra"]
-        known = list(dict.fromkeys(known))
+        known = list(dict.fromkeys(str(word) for word in known if not str(word).startswith("_") and word != "hydra"))
         return f"{key}: no such key{f' in {parent}' if isinstance(node, DictConfig) else ''}.{did_you_mean(last, known)}"
     if "grammar" in type(error).__module__ or "OverrideParse" in type(error).__name__:
         wrong = next((word for word in overrides if word in text), text.splitlines()[0])

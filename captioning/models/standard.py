@@ -24,6 +24,9 @@ class Standard(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
         self.register_buffer("measured", torch.zeros(()))  # vectors that were; 0: not yet
 
+    def train(self, mode: bool = True) -> "Standard":
+        return super().train(False)  # nothing moves in passing: no step has to remember it, no rank to share it
+
     def forward(self, x: Tensor) -> Tensor:
         """(..., C), in its own precision."""
         return (x - self.mean.to(x.dtype)) * self.scale.to(x.dtype)

@@ -73,18 +73,18 @@ class RecurrentDecoder(Decoder):
         self.words = Words(vocab_size, embedding_size, inner_size, dropout=dropout, tied=tied)
 
     def init_state(self, features: ImageFeatures) -> RecurrentState:
+        seen = self.standard(self.looks_at(features))
+        hidden = seen.new_zeros(len(seen), self.layers, self.rnn.hidden_size)
+        state = RecurrentState((), hidden, hidden if self.has_cell else hidden[:, :, :0])
         if not isinstance(self.image, nn.Linear):
-            cells = self.standard(features.grid)
-            hidden = cells.new_zeros(len(cells), self.layers, self.rnn.hidden_size)
-            return self.run(self.image, cells, RecurrentState((), hidden, hidden if self.has_cell else hidden[:, :, :0]))[1]
-        image = self.image(self.standard(features.pooled))
-        hidden = image.new_zeros(len(image), self.layers, self.rnn.hidden_size)
-        cell = hidden if self.has_cell else hidden[:, :, :0]
+            return self.run(self.image, seen, state)[1]
+        image = self.image(seen)
         if self.injection == "init":
             parts = torch.tanh(image).unflatten(1, (-1, self.layers, self.rnn.hidden_size)).unbind(dim=1)
-            return RecurrentState((), parts[0], parts[1] if self.has_cell else cell)
+            return RecurrentState((), parts[0], parts[1] if self.has_cell else state.cell)
         image = self.words.dropout(image)
-        state = RecurrentState(() if self.injection == "pre" else (image,), hidden, cell)
+        if self.injection != "pre":
+            state = state._replace(memory=(image,))
         if self.has_first_word:
             return self.run(self.rnn, self.beside_words(image[:, None], state), state)[1]
         return state
