@@ -74,7 +74,7 @@ V = 9
 SETTINGS = {  # what an experiment sets beside encoder, cell and injection
     "show_attend_tell": ["loss.doubly_stochastic"],
     "finetune_attention": ["data.captions_together"],
-    "scst": ["start", "loss.", "scheduler.", "optimizer.lr", "trainer.epochs"],
+    "scst": ["start", "loss.", "scheduler.", "optimizer.lr", "trainer.epochs", "trainer.validate_every"],
 }
 
 
