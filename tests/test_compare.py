@@ -436,6 +436,15 @@ def test_weights_of_one_name_are_told_apart_by_what_is_in_them(tmp_path):
     assert [len(group.members) for group in grouped(read_members(none))] == [2]
 
 
+def test_weights_are_named_only_where_one_encoder_has_several(tmp_path):
+    def run(name, encoder, weights):
+        return a_run(tmp_path / name, f"encoder={encoder}", f"encoder.weights={tmp_path}/pretrained", seed=1, weights=weights * 64)
+
+    one, other, again = run("a", "resnet18", "a"), run("b", "resnet34", "b"), run("c", "resnet18", "c")
+    assert not any("bbbb" in group.name for group in grouped(read_members([one, other])))
+    assert any("cccc" in group.name for group in grouped(read_members([one, again])))
+
+
 def test_a_run_that_is_not_evaluated_or_not_trained_is_refused_by_name(six, tmp_path):
     bare = a_run(tmp_path / "bare", "decoder=lstm", seed=5)
     (bare / "scores.json").unlink()
